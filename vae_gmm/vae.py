@@ -56,10 +56,6 @@ def vae_loss(logits: Tensor,      # (B, 784), from the decoder
     reconstruction, kl = reconstruction_loss(logits, x).mean(), kl_divergence(mu, logvar).mean()
     return VAELoss(reconstruction + beta * kl, reconstruction, kl)
 
-# %% ../nbs/01_vae.ipynb #787d9845
-IMAGE_SIDE = 28
-IMAGE_PIXELS = IMAGE_SIDE * IMAGE_SIDE
-
 # %% ../nbs/01_vae.ipynb #a6c77330
 class StrideOneConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution of stride 1, computed as a convolution with the flipped kernel.
@@ -75,14 +71,16 @@ class StrideOneConvTranspose2d(nn.ConvTranspose2d):
         return F.conv2d(x, flipped, self.bias, padding=self.kernel_size[0] - 1 - self.padding[0])  # eq. (2.19)
 
 # %% ../nbs/01_vae.ipynb #3abe48d4
+IMAGE_SIDE, IMAGE_PIXELS = 28, 28 * 28
+
 def as_images(x: Tensor) -> Tensor:
-    """View a float batch (B, 784) or (B, 1, 28, 28) as (B, 1, 28, 28); ValueError for any other shape or type."""
+    """View a float batch (B, 784) or (B, 1, 28, 28) as (B, 1, 28, 28), channels last; ValueError for anything else."""
     if not torch.is_tensor(x) or not x.is_floating_point():
         kind = x.dtype if torch.is_tensor(x) else type(x).__name__
         raise ValueError(f"images must be a float tensor with values in [0, 1], got {kind}")
     if x.shape[1:] not in ((IMAGE_PIXELS,), (1, IMAGE_SIDE, IMAGE_SIDE)):
         raise ValueError(f"images must have shape (B, 784) or (B, 1, 28, 28), got {tuple(x.shape)}")
-    return x.reshape(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+    return x.reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1).permute(0, 3, 1, 2)
 
 # %% ../nbs/01_vae.ipynb #6669c9b1
 class VAE(nn.Module):
@@ -113,6 +111,7 @@ class VAE(nn.Module):
         # used in both halves; neither has parameters
         self.dropout_conv = nn.Dropout2d(dropout)
         self.dropout_fc = nn.Dropout(dropout)
+        self.to(memory_format=torch.channels_last)  # how the weights lie in memory, not what they are
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 784) or (B, 1, 28, 28) in [0, 1] -> mu, logvar, each (B, latent_dim)."""
@@ -130,7 +129,7 @@ class VAE(nn.Module):
         """Latent points (B, latent_dim) -> logits (B, 784); `torch.sigmoid` of them gives grey values."""
         if z.shape[1:] != (self.latent_dim,):
             raise ValueError(f"z must have shape (B, {self.latent_dim}), got {tuple(z.shape)}")
-        h = self.dropout_fc(F.relu(self.fc2(z))).view(-1, 256, 7, 7)
+        h = self.dropout_fc(F.relu(self.fc2(z))).view(-1, 256, 7, 7).contiguous(memory_format=torch.channels_last)
         for deconv in (self.deconv1, self.deconv2, self.deconv3, self.deconv4): h = F.relu(deconv(h))
         return self.deconv5(self.dropout_conv(h)).flatten(1)
 

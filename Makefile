@@ -1,0 +1,49 @@
+# The report and its tests. `make` alone lists what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install report notebooks export readme pdf html test check lab clean
+
+help: ## this list
+	@awk -F ' *:.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## create .venv with everything the project needs (the other targets do this by themselves)
+
+$(INSTALLED): constraints.txt settings.ini setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "Python 3.10 or newer is needed, and $(PYTHON) is %d.%d: make PYTHON=python3.x" % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+report: notebooks readme pdf ## run all notebooks, then write README.md and report.pdf
+
+notebooks: export ## run all notebooks in place, in order, and clean them
+	$(BIN)/python -m report.run
+
+export: $(INSTALLED) ## write vae_gmm/ from the notebooks
+	$(BIN)/nbdev_export
+
+readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
+	$(BIN)/python -m report.readme
+
+pdf: $(INSTALLED) ## build report.pdf from the notebooks as they are stored
+	$(BIN)/python -m report.build
+
+html: $(INSTALLED) ## build report.html from the notebooks as they are stored
+	$(BIN)/python -m report.build --html
+
+test: $(INSTALLED) ## check everything; the last line counts passed and failed
+	@$(BIN)/python tests/run.py
+
+check: $(INSTALLED) ## the quick part of make test: notebooks, package, README.md and spelling agree
+	@$(BIN)/python -m report.check
+
+lab: $(INSTALLED) ## open the notebooks in JupyterLab
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab nbs
+
+clean: ## remove .venv and everything built
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis report.pdf report.html
+	find nbs vae_gmm report tests -name __pycache__ -type d -prune -exec rm -rf {} +

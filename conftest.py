@@ -1,0 +1,42 @@
+"""Make nbval follow nbdev's rules, so that `pytest --nbval` holds on cleaned notebooks.
+
+- Cells marked `#| eval: false`, or with one of settings.ini's `tst_flags`, are skipped, as nbdev_test does.
+- nbdev_clean removes execution counts, and nbval would then not compare; they are put back.
+- stderr (warnings, progress bars) and SVG (random ids) are not compared.
+- A notebook's last cell, `nbdev_export()`, becomes a check: the exported module is what this notebook exports.
+"""
+import os
+from functools import lru_cache
+
+from report import cells, check
+
+VOLATILE = "stderr", "image/svg+xml"  # nbval leaves out PNG, JPEG and widgets by itself
+FLAGS = set(cells.settings().get("tst_flags", "").split()) - set(os.environ.get("NB_FLAGS", "").split())
+
+
+@lru_cache
+def fresh_export(root):
+    return check.fresh_export(root)
+
+
+def check_module(path):
+    """Fail if a module that the notebook at `path` exports has been edited by hand, or not exported."""
+    root = path.parent.parent
+    fresh = fresh_export(root)
+    problems = [check.module_problem(root, module, fresh) for module in check.exported_from(path.name, fresh)]
+    assert not any(problems), "; ".join(filter(None, problems))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        cell = getattr(item, "cell", None)
+        if cell is None:  # not a notebook's
+            continue
+        if "nbdev_export(" in cell.source:
+            item.runtest = lambda path=item.path: check_module(path)
+        elif cells.skipped(cell, FLAGS):
+            item.options["skip"] = True
+        if cell.execution_count is None:
+            cell.execution_count = 0
+        if "stderr" not in item.parent.skip_compare:
+            item.parent.skip_compare += VOLATILE

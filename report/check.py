@@ -1,0 +1,213 @@
+"""Check that what is derived agrees with its source: `python -m report.check`.
+
+- notebooks are clean (nbdev_clean would change nothing) and small;
+- vae_gmm/ holds what nbdev_export writes from them, and nothing else;
+- README.md is what report/readme.py writes from nbs/index.ipynb;
+- relative links lead to files; prose is spelled correctly, in British English;
+- no file in nbs/ or vae_gmm/ is unknown to git.
+
+nbdev works on a copy in a temporary folder: nothing here alters the working tree.
+"""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from report import cells, readme
+
+BY_HAND = {"__init__.py", "__main__.py"}  # modules that may stand without a notebook
+MAX_BYTES = 1_000_000  # above this, GitHub is slow to show a notebook or does not show it
+AMERICAN_TOO = {"program", "programs", "license", "practice", "meter", "meters", "draft", "disk", "disks"}
+
+
+def _nbdev(command, folder):
+    """Run an nbdev command in `folder`."""
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # with IN_TEST set, nbdev_export does nothing
+    done = subprocess.run([Path(sys.executable).with_name(command)], cwd=folder, env=env,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed:\n{done.stdout}")
+
+
+def _copy(root, folder):
+    """Copy to `folder` what nbdev reads: settings.ini, the notebooks and the hand-written modules."""
+    shutil.copy(Path(root, "settings.ini"), folder)
+    Path(folder, "nbs").mkdir()
+    for path in cells.notebooks(root):
+        shutil.copy(path, Path(folder, "nbs"))
+    lib = cells.settings(root)["lib_path"]
+    Path(folder, lib).mkdir()
+    for name in BY_HAND:
+        if Path(root, lib, name).exists():
+            shutil.copy(Path(root, lib, name), Path(folder, lib))
+
+
+def fresh_clean(root=cells.ROOT):
+    """The notebooks as nbdev_clean leaves them: {name: bytes}."""
+    with tempfile.TemporaryDirectory() as tmp:
+        _copy(root, tmp)
+        _nbdev("nbdev_clean", tmp)
+        return {p.name: p.read_bytes() for p in Path(tmp, "nbs").glob("*.ipynb")}
+
+
+def fresh_export(root=cells.ROOT):
+    """The package as nbdev_export writes it from the notebooks alone: {path in the package: bytes}."""
+    with tempfile.TemporaryDirectory() as tmp:
+        _copy(root, tmp)
+        _nbdev("nbdev_export", tmp)
+        lib = Path(tmp, cells.settings(root)["lib_path"])
+        return {p.relative_to(lib).as_posix(): p.read_bytes() for p in lib.rglob("*.py")}
+
+
+def exported_from(name, fresh):
+    """The modules of `fresh` (see fresh_export) that notebook `name` writes."""
+    mark = f"File to edit: ../nbs/{name}.".encode()
+    return [module for module, text in fresh.items() if mark in text[:1000]]
+
+
+def module_problem(root, module, fresh):
+    """A sentence on how the package's `module` differs from its notebook, or None."""
+    path = Path(root, cells.settings(root)["lib_path"], module)
+    if not path.exists():
+        return f"{module} has not been exported: run nbdev_export"
+    if module not in fresh:
+        return f"{module} comes from no notebook: remove it, or write its notebook"
+    if path.read_bytes() != fresh[module]:
+        return f"{module} is not what its notebook exports: edit the notebook and run nbdev_export"
+    return None
+
+
+def check_clean(root):
+    fresh = fresh_clean(root)
+    for path in cells.notebooks(root):
+        dirty = path.read_bytes() != fresh[path.name]
+        yield f"clean {path.name}", "nbdev_clean would change it" if dirty else None
+        size = path.stat().st_size
+        yield f"size {path.name}", f"{size:,} bytes, more than {MAX_BYTES:,}" if size > MAX_BYTES else None
+
+
+def check_export(root):
+    fresh = fresh_export(root)
+    lib = Path(root, cells.settings(root)["lib_path"])
+    found = {p.relative_to(lib).as_posix() for p in lib.rglob("*.py") if ".ipynb_checkpoints" not in p.parts}
+    for module in sorted(found | fresh.keys()):
+        yield f"export {module}", module_problem(root, module, fresh)
+
+
+def check_readme(root):
+    index, path = Path(root, "nbs", "index.ipynb"), Path(root, "README.md")
+    if not index.exists():
+        yield "README.md", "nbs/index.ipynb is missing"
+        return
+    same = path.exists() and path.read_text(encoding="utf-8") == readme.render(cells.read(index))
+    yield "README.md", None if same else "not what nbs/index.ipynb gives: run make readme"
+
+
+def _prose(root):
+    """Every Markdown text of the project: (name to report, folder its links start from, text)."""
+    for path in sorted(Path(root).glob("*.md")):
+        yield path.name, path.parent, path.read_text(encoding="utf-8")
+    for path in cells.notebooks(root):
+        for cell in cells.read(path).cells:
+            if cell.cell_type == "markdown":
+                yield f"{path.name}/{cell.id}", path.parent, cell.source
+
+
+def check_links(root):
+    dead = [f"{name}: {target}" for name, folder, text in _prose(root) for target in readme.links(text)
+            if not (folder / target).exists()]
+    yield "links", "no such file\n  " + "\n  ".join(dead) if dead else None
+
+
+def _misspelled(root, texts, *options):
+    """What codespell finds in `texts` {name: text}, one finding a line."""
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, text in texts.items():
+            Path(tmp, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(tmp, name).write_text(text, encoding="utf-8")
+        config = Path(root, ".codespellrc")
+        options = [*options, "--config", config] if config.exists() else options
+        done = subprocess.run([sys.executable, "-m", "codespell_lib", "--disable-colors", *options, "."], cwd=tmp,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return re.sub(r"^\./", "  ", done.stdout.rstrip(), flags=re.M) if done.returncode else ""
+
+
+def _plain(text):
+    """Markdown `text` without code, mathematics, links' targets and HTML tags; lines stay where they are."""
+    for noise in r"^ *(```+|~~~+).*?^ *\1 *$", r"`[^`\n]+`", r"\$\$.*?\$\$", r"\$[^$\n]+\$", r"\]\([^)]*\)", r"<[^>]+>":
+        text = re.sub(noise, lambda m: "\n" * m[0].count("\n"), text, flags=re.M | re.S)
+    return text
+
+
+def _american(folder):
+    """Write codespell's British-to-American list the other way round; the path of the new list."""
+    import codespell_lib
+    pairs = Path(codespell_lib.__file__).with_name("data").joinpath("dictionary_en-GB_to_en-US.txt").read_text("utf-8")
+    british = {}
+    for line in pairs.splitlines():
+        word, _, fixes = line.partition("->")
+        for fix in fixes.strip(", ").split(","):
+            if fix.strip() not in AMERICAN_TOO:
+                british.setdefault(fix.strip(), []).append(word)
+    path = Path(folder, "american.txt")
+    path.write_text("".join(f"{a}->{', '.join(b)}{',' * (len(b) > 1)}\n" for a, b in british.items()), "utf-8")
+    return path
+
+
+def check_spelling(root):
+    prose = {name if "/" in name else f"{name}": text for name, _, text in _prose(root)}
+    code = {f"{path.name}/{cell.id}": cell.source for path in cells.notebooks(root)
+            for cell in cells.read(path).cells if cell.cell_type == "code"}
+    found = _misspelled(root, {**prose, **code})
+    yield "spelling", "codespell finds\n" + found if found else None
+    with tempfile.TemporaryDirectory() as tmp:
+        found = _misspelled(root, {name: _plain(text) for name, text in prose.items()}, "-D", _american(tmp))
+    yield "British English", "American spelling in prose\n" + found if found else None
+
+
+def check_known(root):
+    """Files of the notebooks and the package that git does not know; nothing to say outside a git checkout."""
+    try:
+        git = subprocess.run(["git", "ls-files", "--others", "--exclude-standard", "--", "nbs",
+                              cells.settings(root)["lib_path"]], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return
+    if git.returncode == 0:
+        yield "known to git", "not added to git: " + ", ".join(git.stdout.split("\n")[:-1]) if git.stdout else None
+
+
+CHECKS = check_clean, check_export, check_readme, check_links, check_spelling, check_known
+
+
+def run(root=cells.ROOT):
+    """All checks on the project in `root`: yields (name, problem or None)."""
+    for check in CHECKS:
+        try:
+            yield from check(root)
+        except RuntimeError as err:  # nbdev could not read what it should check
+            yield check.__name__.replace("_", " "), str(err)
+
+
+@click.command()
+@click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the counts here.")
+def main(root, json_file):
+    """Check notebooks, package, README.md, links and spelling against each other."""
+    results = list(run(root))
+    problems = [(name, problem) for name, problem in results if problem]
+    for name, problem in problems:
+        click.echo(f"FAILED {name}: {problem}")
+    click.echo(f"{len(results) - len(problems)} of {len(results)} checks passed")
+    if json_file:
+        json_file.write_text(json.dumps({"passed": len(results) - len(problems), "failed": len(problems)}))
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""scikit-learn's own tests of `GaussianMixture`, run on ours, and scikit-learn's checks for estimators.
+
+The test file comes out of the installed scikit-learn wheel; only the name `GaussianMixture` in it is bound to our class.
+Functions that reach behind the public interface are left out, each with its reason.
+"""
+import importlib.util
+import pickle
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from vae_gmm.gmm import GaussianMixture
+
+HELPER = "calls scikit-learn's private function {} and no estimator"
+LEFT_OUT = {
+    "test_suffstat_sk_full": HELPER.format("_estimate_gaussian_covariances_full"),
+    "test_suffstat_sk_tied": HELPER.format("_estimate_gaussian_covariances_tied"),
+    "test_suffstat_sk_diag": HELPER.format("_estimate_gaussian_covariances_diag"),
+    "test_gaussian_suffstat_sk_spherical": HELPER.format("_estimate_gaussian_covariances_spherical"),
+    "test_compute_log_det_cholesky": HELPER.format("_compute_log_det_cholesky"),
+    "test_gaussian_mixture_log_probabilities": HELPER.format("_estimate_log_gaussian_prob"),
+    "test_gaussian_mixture_precisions_init": "calls the private methods _initialize and _set_parameters of the estimator",
+    "test_gaussian_mixture_all_init_does_not_estimate_gaussian_parameters":
+        "counts the calls of scikit-learn's private function _estimate_gaussian_parameters",
+    "test_gaussian_mixture_array_api_compliance":
+        "asks for scikit-learn's array_api_dispatch configuration; ours takes tensors without it (tests/test_gmm_tensors.py)",
+    "test_gaussian_mixture_raises_where_array_api_not_implemented":
+        "asks for an error where ours works: k-means starts for tensors",
+}
+
+
+def theirs():
+    "scikit-learn's test module with our class in it."
+    path = Path(importlib.util.find_spec("sklearn").origin).parent / "mixture/tests/test_gaussian_mixture.py"
+    module = types.ModuleType("their_tests")
+    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    assert module.GaussianMixture is sklearn.mixture.GaussianMixture
+    module.GaussianMixture = GaussianMixture
+    return {name: f for name, f in vars(module).items() if name.startswith("test_")}
+
+
+THEIRS = theirs()
+globals().update({name: f for name, f in THEIRS.items() if name not in LEFT_OUT})
+
+
+@pytest.fixture(params=[np.float64, np.float32], ids=["float64", "float32"])
+def global_dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=[0, 42])
+def global_random_seed(request):
+    return request.param
+
+
+def test_every_function_is_run_or_left_out_with_a_reason():
+    if sklearn.__version__.startswith("1.9."):
+        assert LEFT_OUT.keys() <= THEIRS.keys()
+        assert len(THEIRS) - len(LEFT_OUT) >= 27
+
+
+@parametrize_with_checks([GaussianMixture(), GaussianMixture(missing="marginalise"), GaussianMixture(covariance_type="tied"),
+                          GaussianMixture(covariance_type="diag", init_params="k-means++"),
+                          GaussianMixture(covariance_type="spherical", init_params="random")])
+def test_estimator_checks(estimator, check):
+    check(estimator)
+
+
+X = np.vstack([np.random.RandomState(0).randn(60, 2), np.random.RandomState(1).randn(60, 2) + 5])
+
+
+def test_in_a_pipeline():
+    model = make_pipeline(StandardScaler(), GaussianMixture(2, random_state=0)).fit(X)
+    assert sorted(np.bincount(model.predict(X))) == [60, 60]
+
+
+def test_in_a_grid_search():
+    search = GridSearchCV(GaussianMixture(random_state=0), {"n_components": [1, 2], "covariance_type": ["full", "spherical"]}).fit(X)
+    assert search.best_params_["n_components"] == 2
+
+
+def test_clone_and_pickle():
+    model = GaussianMixture(2, random_state=0, missing="marginalise").fit(X)
+    assert not hasattr(clone(model), "weights_") and clone(model).missing == "marginalise"
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), model.predict_proba(X))
