@@ -5,26 +5,33 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install report notebooks export readme pdf html test check lab clean
+.PHONY: help install report notebooks export experiments readme pdf html test check lab clean
 
 help: ## this list
-	@awk -F ' *:.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ' *:.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## create .venv with everything the project needs (the other targets do this by themselves)
 
 $(INSTALLED): constraints.txt settings.ini setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "Python 3.10 or newer is needed, and $(PYTHON) is %d.%d: make PYTHON=python3.x" % v[:2])'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@echo "Setting up .venv: a few minutes, and about 2 GB."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-report: notebooks readme pdf ## run all notebooks, then write README.md and report.pdf
+report: export ## run all notebooks, draw figures/, write README.md and report.pdf
+	$(BIN)/python -m report.run
+	$(BIN)/python -m report.readme
+	$(BIN)/python -m report.build
 
 notebooks: export ## run all notebooks in place, in order, and clean them
 	$(BIN)/python -m report.run
 
 export: $(INSTALLED) ## write vae_gmm/ from the notebooks
 	$(BIN)/nbdev_export
+
+experiments: export ## the long measurements behind 07_results, about an hour (VAE_GMM_DATA leads to MNIST)
+	$(BIN)/python -m report.experiments
 
 readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
 	$(BIN)/python -m report.readme
@@ -46,4 +53,4 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis report.pdf report.html
-	find nbs vae_gmm report tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find nbs vae_gmm report tests . -maxdepth 1 -name __pycache__ -type d -exec rm -rf {} +

@@ -9,7 +9,8 @@ What is printed of a notebook:
 - figures (`#| label: fig-x` and `#| fig-cap:`) and tables (`#| label: tbl-x` and `#| tbl-cap:`) of cells that are
   neither hidden (`#| hide`) nor tagged `no-pdf`;
 - code that carries out an equation (a line that is no assertion and says `# eq. (`) and code tagged `pdf`, with what
-  it printed. Cells that draw a figure, or are longer than MAX_LINES, show their code only with the tag.
+  it printed. Cells that draw a figure, or are longer than MAX_LINES, show their code only with the tag. With
+  `code: tagged` in report/metadata.yaml the tag alone decides.
 
 An unknown equation, a missing figure, an unresolved citation or a formula that cannot be set ends the build with a
 message that names the notebook and the cell.
@@ -24,12 +25,12 @@ import tempfile
 from pathlib import Path
 
 import click
-import nbformat
 import pypandoc
 import typst
 import yaml
 
 from report import cells
+from report.run import vector_file
 
 MAX_LINES = 25     # longer cells are not printed without the tag pdf
 MAX_COLUMNS = 98   # characters of code, or of a table's row, that fit on a line
@@ -136,23 +137,23 @@ def fit(code):
                      for line in code.splitlines())
 
 
-def shows_code(cell):
+def shows_code(cell, rule="equations"):
     """Whether the report prints this cell's source: see the rule at the top."""
     if not cells.echoed(cell) or not cells.code(cell):
         return False
-    if "pdf" in cells.tags(cell):
-        return True
+    if "pdf" in cells.tags(cell) or rule == "tagged":
+        return "pdf" in cells.tags(cell)
     lines = cells.code(cell).splitlines()
     if len(lines) > MAX_LINES or "fig-cap" in cells.directives(cell):
         return False
-    return any("# eq" in line and re.search(r"# eqs?\. \(", line) and not ASSERTION.match(line) for line in lines)
+    return any(re.search(r"# eqs?\. \(", line) and not ASSERTION.match(line) for line in lines)
 
 
 class Notebook:
     """A notebook on its way into the report: its cells as Markdown, its pictures as files."""
 
-    def __init__(self, path, folder, root):
-        self.path, self.folder, self.root = Path(path), Path(folder), Path(root)
+    def __init__(self, path, folder, root, meta):
+        self.path, self.folder, self.root, self.meta = Path(path), Path(folder), Path(root), meta
         self.nb = cells.read(path)
 
     def picture(self, name, content, suffix):
@@ -205,16 +206,16 @@ class Notebook:
         """A code cell as Markdown; empty if nothing of it is printed."""
         if cells.hidden(cell):
             return ""
-        shown = shows_code(cell)
+        shown = shows_code(cell, self.meta.get("code", "equations"))
         source = [fenced(fit(cells.code(cell)), "python")] if shown else []
         return "\n\n".join([*source, *self.outputs(cell, at, shown)])
 
-    def markdown(self, keep, exercises=True):
+    def markdown(self, keep=lambda cell: True):
         """The cells for which `keep(cell)` holds, as one Markdown text, each in a division that says where it is."""
         parts = []  # [at, kind of cell or label of the figure it draws, Markdown]
         for cell in self.nb.cells:
             at = f"{self.path.name} cell {cell.id}"
-            if not exercises and cell.cell_type == "markdown" and re.match(r"## Exercises\b", cell.source):
+            if not self.meta.get("exercises", True) and cell.cell_type == "markdown" and re.match(r"## Exercises\b", cell.source):
                 break
             if cell.cell_type == "raw" or cells.tags(cell) & {"no-pdf", "solution"} or not keep(cell):
                 continue
@@ -242,11 +243,6 @@ def point_to_figures(parts):
                 part[2] = phrase.sub(f"@{label}", part[2])
 
 
-def vector_file(png, root):
-    """Where report/run.py leaves the vector drawing that belongs to a stored PNG (base64)."""
-    return Path(root, "build", "vector", hashlib.sha256("".join(png.split()).encode()).hexdigest()[:20] + ".svg")
-
-
 # ---------------------------------------------------------------- formulas
 
 # What texmath and pandoc's Typst writer get wrong or set badly, and what is written instead.
@@ -255,14 +251,17 @@ TEX_FIXES = [
     (r"\\;", r"\\:"),
     (r"\\mathrm\{([A-Za-z]{2,})\}", r"\\operatorname{\1}"),
     (r"\\(left|right)\s*\\(\||[lr]?Vert)", r"\\\1 \\Vert "),
+    (r"\\[bB]igg?l(?![a-zA-Z])((?:(?!\\[bB]igg?[lr]|&|\\\\).)*)\\[bB]igg?r(?![a-zA-Z])", r"\\left\1\\right"),
     (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),
-    (r"(?<![\\t])\|((?:[^|(){}]|\{[^{}|]*\}|\([^()|]*\))+)\|", r"\\left|\1\\right|"),  # |a|: a pair, not two relations
+    (r"(?<!\\left)(?<!\\right)(?<!\\)\|((?:[^|(){}]|\{[^{}|]*\}|\([^()|]*\))+)\|", r"\\left|\1\\right|"),  # |a|: a pair, not two relations
 ]
+OPERATOR = re.compile(r'(?<!upright\()(?<!bold\()(?<!italic\()("\w+")')  # in pandoc's Typst; op(...) sets it as a name
 
 
 def tex_source(tex):
     for wrong, right in TEX_FIXES:
-        tex = re.sub(wrong, right, tex)
+        for _ in range(3):  # pairs of brackets stand in one another
+            tex = re.sub(wrong, right, tex, flags=re.S)
     return re.sub(r"\\begin\{cases\}.*?\\end\{cases\}", lambda m: m[0].replace("&", r"&\quad "), tex, flags=re.S)
 
 
@@ -310,7 +309,7 @@ class Formulas:
                 raise BuildError(self.found[keys[0]], f"a formula cannot be set: {keys[0][1]}\n{err.message}") from None
             half = len(keys) // 2  # find out which
             return self.to_typst(keys[:half]) + self.to_typst(keys[half:])
-        return [re.sub(r'(?<![\w(])("\w+")', r"op(\1)", part.strip()) for part in text.split(mark)[:-1]]
+        return [OPERATOR.sub(r"op(\1)", part.strip()) for part in text.split(mark)[:-1]]
 
     def place(self, node, at):
         """The Typst source for a formula."""
@@ -386,7 +385,7 @@ def caption_of(blocks):
 
 def figure(file, alt, caption, label=""):
     """A figure as a pandoc block: Typst around the caption."""
-    alt = json.dumps(" ".join((alt or plain(caption)).split()), ensure_ascii=False)
+    alt = json.dumps(" ".join(alt.split()), ensure_ascii=False)
     start = f"#figure(picture({json.dumps(file)}, {alt}), caption: ["
     return element("Para", [raw(start), *caption, raw("])" + (f" <{label}>" if label else ""))])
 
@@ -424,9 +423,14 @@ class Printer:
     def __init__(self, root, folder, chapters, keys, strict=True):
         self.root, self.folder, self.chapters, self.keys, self.strict = root, folder, chapters, keys, strict
         self.html, self.labels = {}, {}
+        self.alt = {}  # label or file of a figure: its caption as plain text
 
     def gather(self, node, at):
-        """Before anything is changed: the HTML tables and the labels."""
+        """Before anything is changed: the HTML tables, the labels, and the captions as text."""
+        if node["t"] == "Div" and "figure" in node["c"][0][1]:
+            self.alt[node["c"][0][0]] = plain(node["c"][1][0])
+        if node["t"] == "Image":
+            self.alt[node["c"][2][0]] = plain(node["c"][1])
         if node["t"] == "RawBlock" and node["c"][0] == "html" and "<table" in node["c"][1]:
             self.html[node["c"][1]] = None
         identifier = node["c"][0][0] if node["t"] == "Div" else ""
@@ -465,7 +469,7 @@ class Printer:
                 return rewrite(blocks, self.visit, at)
             if "figure" in classes:
                 caption, _ = caption_of(rewrite(blocks, self.visit, at))
-                return [figure(attributes["file"], attributes["alt"], caption, identifier)]
+                return [figure(attributes["file"], attributes["alt"] or self.alt[identifier], caption, identifier)]
             if "table" in classes:
                 caption, rest = caption_of(rewrite(blocks, self.visit, at))
                 table = next((b for b in rest if b["t"] == "Table"), None)
@@ -485,10 +489,10 @@ class Printer:
             (identifier, _, _), (_, caption), body = content
             attr, alt, (target, _) = body[0]["c"][0]["c"]
             caption = rewrite(caption[0]["c"] if caption else alt, self.visit, at)
-            return [figure(self.copy_picture(target, at), plain(alt), caption, identifier)]
+            return [figure(self.copy_picture(target, at), self.alt[target], caption, identifier)]
         if kind == "Image":
-            _, alt, (target, _) = content
-            return [raw(f"#picture({json.dumps(self.copy_picture(target, at))}, {json.dumps(plain(alt))})")]
+            target = content[2][0]
+            return [raw(f"#picture({json.dumps(self.copy_picture(target, at))}, {json.dumps(self.alt[target])})")]
         if kind == "Link":
             return self.link(node, at)
         if kind == "Cite":
@@ -545,7 +549,7 @@ def markdown(meta, root, folder, only=None):
     nbs, parts = Path(root, "nbs"), []
     index = nbs / "index.ipynb"
     if only is None and index.exists():
-        intro = Notebook(index, folder, root).markdown(lambda cell: "intro" in cells.tags(cell))
+        intro = Notebook(index, folder, root, meta).markdown(lambda cell: "intro" in cells.tags(cell))
         if intro:
             parts.append("# Introduction {.unnumbered}\n\n" + intro)
     for number, name in enumerate(meta["chapters"], 1):
@@ -555,8 +559,7 @@ def markdown(meta, root, folder, only=None):
         if not path.exists():
             raise BuildError("report/metadata.yaml", f"chapter {name}: {path} does not exist")
         parts.append(f"```{{=typst}}\n#start-chapter({number})\n```")
-        parts.append(f"[]{{.chapter name={name}}}\n\n"
-                     + Notebook(path, folder, root).markdown(lambda cell: True, meta.get("exercises", True)))
+        parts.append(f"[]{{.chapter name={name}}}\n\n" + Notebook(path, folder, root, meta).markdown())
     return "\n\n".join(parts) + "\n\n# References {.unnumbered}\n\n::: {#refs}\n:::\n"
 
 

@@ -1,4 +1,9 @@
-"""Execute notebooks in place and clean them: `python -m report.run [NOTEBOOK ...]` (all, in reading order)."""
+"""Execute notebooks in place and clean them: `python -m report.run [NOTEBOOK ...]` (all, in reading order).
+
+Figures are drawn twice: the PNG is stored in the notebook, the same figure as vectors goes to build/vector/ (not kept
+in git) for report.pdf, under a name made from the PNG's content, so that the two cannot be mixed up.
+"""
+import hashlib
 import json
 import os
 import re
@@ -15,6 +20,13 @@ import nbformat
 
 from report import cells
 
+MAX_SVG = 1_500_000  # characters
+KERNEL_ARGUMENTS = ["--log-level=ERROR", "--InlineBackend.figure_formats={'png','svg'}"]
+ENVIRONMENT = {
+    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not one that the user has installed
+    "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),  # SVG files with the same ids each time
+    "SOURCE_DATE_EPOCH": "0",  # and without a date
+}
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,6 +43,23 @@ class Client(NotebookClient):
         if cell.cell_type == "code" and cells.skipped(cell, self.flags):
             return cell
         return await super().async_execute_cell(cell, cell_index, **kwargs)
+
+
+def vector_file(png, root=cells.ROOT):
+    """Where the vector drawing that belongs to a stored PNG (base64) lies."""
+    return Path(root, "build", "vector", hashlib.sha256("".join(png.split()).encode()).hexdigest()[:20] + ".svg")
+
+
+def _take_vectors(nb, root):
+    """Move SVG pictures out of the notebook; those above MAX_SVG are dropped, the report then uses the PNG."""
+    for out in (out for cell in nb.cells for out in cell.get("outputs", [])):
+        data = out.get("data", {})
+        if "image/png" in data and "image/svg+xml" in data:
+            svg = data.pop("image/svg+xml")
+            path = vector_file(data["image/png"], root)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if len(svg) <= MAX_SVG:
+                path.write_text(svg, encoding="utf-8", newline="\n")
 
 
 def _drop_volatile(nb):
@@ -63,15 +92,15 @@ def execute(path, flags=(), root=cells.ROOT):
     """Execute the notebook at `path` in place; True if its file changed. A failure leaves the file as it was."""
     path = Path(path)
     nb = cells.read(path)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not one the user has installed
     client = Client(nb, flags, timeout=None, record_timing=False, kernel_name="python3",
-                    extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
+                    extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}})
     try:
         client.execute()
     except (CellControlSignal, DeadKernelError) as err:
         cell = nb.cells[client.at]
         raise click.ClickException(f"{path}: cell {client.at} (id {cell.get('id')}) failed\n\n"
                                    f"{cell.source}\n\n{_ANSI.sub('', getattr(err, 'traceback', str(err)))}") from None
+    _take_vectors(nb, root)
     _drop_volatile(nb)
     text = cleaned(nb, root)
     if text == path.read_text(encoding="utf-8"):
@@ -88,6 +117,7 @@ def execute(path, flags=(), root=cells.ROOT):
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
 def main(paths, skip, root):
     """Execute PATHS (all notebooks if none is given) in place, in order, and clean them."""
+    os.environ.update(ENVIRONMENT)
     for path in paths or cells.notebooks(root):
         start = time.perf_counter()
         changed = execute(path, skip, root)

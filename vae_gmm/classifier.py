@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FORMAT', 'MIXTURE_FORMAT', 'PICKLE_ADVICE', 'MAX_STATE_BYTES', 'class_means', 'fit_mixture', 'name_components',
-           'classification_metrics', 'wilson_interval', 'as_unit', 'VAEGMM', 'model_id', 'save_vae', 'vae_header',
-           'load_vae', 'save_gmm', 'load_gmm']
+           'classification_metrics', 'wilson_interval', 'as_unit', 'VAEGMM', 'model_id', 'save_vae',
+           'safetensors_header', 'load_vae', 'save_gmm', 'load_gmm']
 
 # %% ../nbs/04_classifier.ipynb #a25a4a3e
 import hashlib
@@ -13,6 +13,7 @@ import json
 import math
 import zipfile
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,7 @@ def _torch_tensors(path):
     return {name.replace("fc_log_sigma.", "fc_logvar."): value for name, value in state.items()}
 
 # %% ../nbs/04_classifier.ipynb #a7b9c458
+@lru_cache
 def _tensor_shapes(latent_dim):
     "Name and shape of each tensor of the network, without memory for any."
     with torch.device("meta"):
@@ -257,8 +259,8 @@ def _check_shapes(path, shapes, latent_dim):
             raise InputError(f"{path}: its tensors are not this network's; {name} has shape {shapes.get(name)}, "
                              f"expected {expected.get(name)} with {latent_dim} latent dimensions")
 
-def vae_header(path):
-    "What `save_vae` wrote about a model file, as a dictionary, and its tensors' shapes; no tensor is read."
+def safetensors_header(path):
+    "What this package wrote about a safetensors file, as a dictionary, and the tensors' shapes; no tensor is read."
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get("vae_gmm", "{}"))
@@ -280,7 +282,7 @@ def load_vae(path):
         shapes = {k: tuple(v.shape) if v.dtype == torch.float32 else str(v.dtype) for k, v in state.items()}
         size = (shapes.get("fc_mu.weight") or "?")[0]
     else:
-        meta, shapes = vae_header(path)
+        meta, shapes = safetensors_header(path)
         if meta.get("format") != MODEL_FORMAT:
             raise InputError(f"{path}: not a model of this package; expected a header that says '{MODEL_FORMAT}'")
         size, dropout = meta.get("latent_dim"), meta.get("dropout")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'InputError', 'embedded_digits', 'import_torchvision', 'mnist_digits', 'first_bytes', 'read_npz',
            'npz_headers', 'replacing', 'write_npz', 'Digits', 'check_images', 'check_labels', 'load_npz', 'to_unit',
-           'affine_batch', 'augment_batch', 'add_noise', 'SubsetImagesFromNPZ', 'split_indices', 'write_course_files']
+           'affine_batch', 'augment_batch', 'add_noise', 'SubsetImagesFromNPZ', 'split_indices', 'course_paths',
+           'write_course_files']
 
 # %% ../nbs/00_data.ipynb #4af270b2
 import math
@@ -119,7 +120,7 @@ def _each_array(path, job, keys=None):
     except InputError as err:
         raise InputError(f"{path}: {err}") from None
     except zipfile.BadZipFile as err:
-        raise InputError(f"{path}: not an npz file, or cut short; expected the output of numpy.savez") from err
+        raise InputError(f"{path}: not an npz file, or cut short or damaged; expected the output of numpy.savez") from err
     except Exception as err:  # a damaged archive can fail in zlib, struct, numpy's header parser and more
         raise InputError(f"{path}: damaged npz file ({type(err).__name__}); expected the output of numpy.savez") from err
 
@@ -309,6 +310,11 @@ def split_indices(n, train_share=0.8, seed=0):
     return np.sort(order[:n_train]), np.sort(order[n_train:])
 
 # %% ../nbs/00_data.ipynb #9d600123
+def course_paths(out_dir, digits=(1, 4, 8)):
+    "Names of the three files for these digits: a dictionary with the keys train, val and test."
+    name = "_".join(map(str, sorted(set(digits))))
+    return {part: Path(out_dir, f"mnist_{name}_{part}.npz") for part in ("train", "val", "test")}
+
 def write_course_files(
     out_dir,  # folder for the three files, made if missing
     digits=(1, 4, 8),
@@ -335,9 +341,8 @@ def write_course_files(
         test_images, test_labels = mnist_digits(root, train=False)
         keep = np.isin(test_labels, digits)
         test_digits = Digits(test_images[keep], test_labels[keep])
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    paths = {part: out_dir / f"mnist_{'_'.join(map(str, digits))}_{part}.npz" for part in ("train", "val", "test")}
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    paths = course_paths(out_dir, digits)
     write_npz(paths["train"], data=images[train])
     write_npz(paths["val"], data=images[val], labels=labels[val])
     write_npz(paths["test"], data=test_digits.images, labels=test_digits.labels)

@@ -1,0 +1,31 @@
+"""Small good files for the tests of the command line."""
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """150 small real digits: images (150, 28, 28) uint8 and labels (150,), 50 each of 1, 4 and 8, mixed."""
+    from vae_gmm.data import embedded_digits
+    images, labels = embedded_digits()
+    chosen = np.concatenate([np.flatnonzero(labels == d)[:50] for d in (1, 4, 8)])
+    chosen = np.random.default_rng(0).permutation(chosen)
+    return images[chosen], labels[chosen]
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory, digits):
+    """A folder with train.npz, val.npz, test.npz, recon.npz and, trained for one epoch, vae.pth and gmm.pkl."""
+    from vae_gmm.classifier import VAEGMM, model_id, save_gmm, save_vae
+    from vae_gmm.training import TrainConfig
+    folder = tmp_path_factory.mktemp("good")
+    images, labels = digits
+    val = np.concatenate([np.flatnonzero(labels[60:] == d)[:3] for d in (1, 4, 8)]) + 60
+    np.savez(folder / "train.npz", data=images[:60])
+    np.savez(folder / "val.npz", data=images[val], labels=labels[val])
+    np.savez(folder / "test.npz", data=images[100:], labels=labels[100:])
+    np.savez(folder / "recon.npz", data=images[100:104])
+    clf = VAEGMM(config=TrainConfig.fast(epochs=1), n_init=2).fit(images[:60], images[val], labels[val])
+    save_vae(clf.vae_, folder / "vae.pth")
+    save_gmm(clf.gmm_, clf.component_labels_, folder / "gmm.pkl", model_id(clf.vae_))
+    return folder

@@ -1,0 +1,265 @@
+"""The machinery on a small project of its own: what it must notice, and what it must leave alone."""
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import typst
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from report import build, cells, check, readme
+
+ROOT = Path(__file__).resolve().parent.parent
+PNG = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
+
+
+def md(source, *tags):
+    return new_markdown_cell(source, metadata={"tags": list(tags)} if tags else {})
+
+
+def code(source, *outputs, tags=()):
+    outputs = [new_output("stream", text=o) if isinstance(o, str) else new_output("display_data", o) for o in outputs]
+    return new_code_cell(source, outputs=outputs, metadata={"tags": list(tags)} if tags else {})
+
+
+def module(name, *body):
+    """A notebook that exports a module `name` with one function, shows what it gives, and goes on with `body`."""
+    return [code(f"#| default_exp {name}"), md(f"# The {name} module\n\n> A line about it."),
+            code("#| export\ndef root(x):\n    \"The square root of `x`.\"\n    return x ** 0.5  # eq. (1.1)"),
+            code("print(f'{root(2):.3f}')", "1.414\n"), *body,
+            code("#| hide\nimport nbdev; nbdev.nbdev_export()")]
+
+
+CHAPTER = module(
+    "sound",
+    md("The root of $x$ solves\n\n$$\ny^2 = x . \\tag{1.1}\n$$\n\nas Kingma and Welling [@kingma2014] do not say. "
+       "See eq. (1.1), Eqs. (1.1) and (1.2). A lone (1.1) is no reference. The figure below is a dot:"),
+    code("assert root(4) == 2  # eq. (1.1)"),
+    md("$$\ny = x^{1/2} \\tag{1.2}\n$$"),
+    code("#| label: fig-dot\n#| fig-cap: A dot, drawn with eq. (1.2).\nplot()", {"image/png": PNG}),
+    code("#| label: tbl-roots\n#| tbl-cap: Some roots.\ntable()",
+         {"text/html": "<div><table><thead><tr><th>x</th><th>root</th></tr></thead><tbody><tr><td>4</td><td>2.0</td></tr>"
+                       "</tbody></table></div>"}),
+    code("x = '" + "long " * 60 + "'  # eq. (1.2)"),
+    md("Nobody prints `a_very_long_name.that_goes_on(and_on)/" + "and_on_" * 12 + "` in full."),
+    md("Not for print: eq. (9.9)", "no-pdf"),
+    md("<details><summary>Solution</summary>It is two.</details>", "solution"),
+)
+
+
+def write(path, cell_list):
+    for i, cell in enumerate(cell_list):
+        cell["id"] = f"c{i}"
+    nb = new_notebook(cells=cell_list, metadata={"kernelspec": {
+        "display_name": "python3", "language": "python", "name": "python3"}})
+    path.write_text(run_text(nb), encoding="utf-8")
+
+
+def run_text(nb):
+    from report.run import cleaned
+    return cleaned(nb)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A sound project: three notebooks, their modules, README.md and a report of one chapter."""
+    root = tmp_path_factory.mktemp("small project")  # with a blank in its name
+    for name in "settings.ini", "conftest.py", "nbval_sanitize.cfg", ".codespellrc":
+        shutil.copy(ROOT / name, root)
+    shutil.copytree(ROOT / "report", root / "report", ignore=shutil.ignore_patterns("__pycache__"))
+    meta = (root / "report" / "metadata.yaml").read_text(encoding="utf-8")
+    meta = re.sub(r"^chapters:.*$", "chapters: [00_sound]", meta, flags=re.M)
+    meta = re.sub(r"^abstract:.*?(?=^#)", "abstract: An accuracy of {{accuracy:.1%}}.\n\n", meta, flags=re.M | re.S)
+    (root / "report" / "metadata.yaml").write_text(meta, encoding="utf-8")
+    (root / "figures").mkdir()
+    (root / "figures" / "results.json").write_text('{"accuracy": 0.9512}')
+    (root / "nbs").mkdir()
+    write(root / "nbs" / "00_sound.ipynb", CHAPTER)
+    write(root / "nbs" / "01_changed.ipynb", module("changed"))
+    write(root / "nbs" / "02_edited.ipynb", module("edited"))
+    write(root / "nbs" / "index.ipynb", [
+        md("# Small\n\nSee [the notebook](00_sound.ipynb), [data](../figures/results.json) and `[a](b)`."),
+        md("What roots are for.", "intro"), md("Only here.", "no-readme"), code("#| hide\nimport os"),
+        code("#| echo: false\nprint('shown')", "shown\n"), code("1 + 1", {"text/plain": "2"})])
+    (root / "vae_gmm").mkdir()
+    for name, text in check.fresh_export(root).items():
+        (root / "vae_gmm" / name).write_bytes(text)
+    (root / "README.md").write_text(readme.render(cells.read(root / "nbs" / "index.ipynb")), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def project(original, tmp_path):
+    return Path(shutil.copytree(original, tmp_path / "a project"))
+
+
+def digest(root):
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*")
+            if p.is_file() and "__pycache__" not in p.parts}
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def spoil(root):
+    """Change a stored result in one notebook and the exported module of another."""
+    edit(root / "nbs" / "01_changed.ipynb", "1.414\\n", "1.415\\n")
+    edit(root / "vae_gmm" / "edited.py", "0.5", "0.50")
+
+
+def test_a_sound_project_passes_every_check_and_is_not_touched(project):
+    before = digest(project)
+    assert [(name, problem) for name, problem in check.run(project) if problem] == []
+    assert digest(project) == before
+
+
+def test_the_check_names_what_is_wrong(project):
+    subprocess.run(["git", "init", "-q", "."], cwd=project, check=True)
+    subprocess.run(["git", "add", "."], cwd=project, check=True)
+    spoil(project)
+    edit(project / "nbs" / "00_sound.ipynb", '"execution_count": null', '"execution_count": 7')
+    (project / "vae_gmm" / "orphan.py").write_text("")
+    edit(project / "README.md", "What roots", "Wat roots")
+    write(project / "nbs" / "03_new.ipynb", [md("# New\n\nTeh [lost](lost.md) neighbor, not `color`.")])
+    problems = {name: problem for name, problem in check.run(project) if problem}
+    assert set(problems) == {"clean 00_sound.ipynb", "export edited.py", "export orphan.py", "README.md", "links",
+                             "spelling", "British English", "known to git"}
+    assert "lost.md" in problems["links"]
+    assert "Teh" in problems["spelling"]
+    assert "neighbor" in problems["British English"] and "color" not in problems["British English"]
+    assert "nbs/03_new.ipynb" in problems["known to git"] and "vae_gmm/orphan.py" in problems["known to git"]
+
+
+def test_nbval_fails_on_a_changed_result_and_on_an_edited_module(project):
+    spoil(project)
+    out = project / "nbval.xml"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval",
+                           "--nbval-current-env", "--nbval-sanitize-with", "nbval_sanitize.cfg", f"--junitxml={out}",
+                           "nbs/01_changed.ipynb", "nbs/02_edited.ipynb"], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = {(Path(case.get("classname").replace(".", "/")).name, case.get("name"))
+              for case in ET.parse(out).iter("testcase") if case.find("failure") is not None}
+    assert {name for _, name in failed} == {"Cell 2", "Cell 3"} and len(failed) == 2  # the result; the last cell
+    assert "edited.py is not what its notebook exports" in done.stdout
+    assert ET.parse(out).getroot()[0].get("tests") == "8"
+
+
+def test_execution_stores_the_same_bytes_again_and_a_failure_stores_nothing(project):
+    path = project / "nbs" / "00_run.ipynb"
+    write(path, [code("import sys, warnings\nprint('a'); print('b', file=sys.stderr); print('c')"),
+                 code("#| eval: false\nraise SystemExit", "kept\n"), code("#| slow\n2 * 3"), code("object()")])
+
+    def run(*options):
+        return subprocess.run([sys.executable, "-m", "report.run", path, *options], cwd=project, capture_output=True,
+                              text=True)
+
+    assert run("--skip", "slow").returncode == 0
+    first = path.read_bytes()
+    outputs = [cell.outputs for cell in cells.read(path).cells]
+    assert [o.text for o in outputs[0]] == ["a\nc\n"] and outputs[1][0].text == "kept\n" and not outputs[2]
+    assert outputs[3][0].data["text/plain"] == "<object>"  # no address
+    assert "as stored" in run("--skip", "slow").stdout and path.read_bytes() == first
+
+    nb = cells.read(path)
+    nb.cells.append(new_code_cell("x = 0\n1 / x", id="wrong"))
+    path.write_text(run_text(nb), encoding="utf-8")
+    before = path.read_bytes()
+    done = run()
+    assert done.returncode == 1 and path.read_bytes() == before
+    assert "00_run.ipynb: cell 4 (id wrong)" in done.stderr
+    assert "1 / x" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_the_readme_is_the_index_without_its_plumbing(original):
+    text = (original / "README.md").read_text(encoding="utf-8")
+    assert "[the notebook](nbs/00_sound.ipynb)" in text and "[data](figures/results.json)" in text
+    assert "`[a](b)`" in text and "What roots are for." in text
+    assert "Only here." not in text and "import os" not in text
+    assert "```text\nshown\n```" in text and "print(" not in text and "```python\n1 + 1\n```\n\n```text\n2\n```" in text
+    assert readme.relink('<img src="../a.png"> ![](b.png) [c](https://d) [e](#f)') == \
+        '<img src="a.png"> ![](nbs/b.png) [c](https://d) [e](#f)'
+
+
+def pages(source, ppi=36):
+    """The pages of a Typst source folder as arrays of grey values."""
+    done = typst.compile(str(source / "report.typ"), root=str(source), format="png", ppi=ppi, ignore_system_fonts=True)
+    return [np.asarray(Image.open(io.BytesIO(page)).convert("L")) for page in (done if isinstance(done, list) else [done])]
+
+
+def assert_margins_blank(page_list, width=0.08):
+    for number, page in enumerate(page_list, 1):
+        n = int(width * page.shape[1])
+        assert page[:, :n].min() > 240 and page[:, -n:].min() > 240, f"page {number} has something in its margin"
+
+
+def test_the_report_has_its_parts_and_the_same_bytes_again(project):
+    for name in "a.pdf", "b.pdf":
+        build.build(project / name, project, source=project / "source")
+    assert (project / "a.pdf").read_bytes() == (project / "b.pdf").read_bytes()
+    text = (project / "source" / "report.typ").read_text(encoding="utf-8")
+    assert "An accuracy of 95.1%." in text
+    assert text.count("#link(<eq-1.1>)") == 2 and text.count("#link(<eq-1.2>)") == 2  # one of them in the caption
+    assert re.search(r'#display-math\(.*"1\.1".*<eq-1\.1>', text)
+    assert "What roots are for." in text and "= The sound module" in text and "A line about it." in text
+    assert "#ref(<fig-dot>) is a dot." in text  # numbered, and the colon before code that is not printed has gone
+    assert "A dot, drawn with eq." in text and 'picture("00_sound-dot.png", "A dot, drawn with eq. (1.2).")' in text
+    assert "Some roots." in text and "<tbl-roots>" in text
+    assert "return x ** 0.5  # eq. (1.1)" in text
+    for hidden in "Not for print", "It is two", "assert", "plot()", "table()", "nbdev":
+        assert hidden not in text
+    assert "Auto-Encoding Variational Bayes" in text
+    assert_margins_blank(pages(project / "source"))
+
+
+@pytest.mark.parametrize("cell, message", [
+    (md("By eq. (1.7) it follows."), "eq. (1.7) is mentioned"),
+    (md("$$\na \\tag{1.1}\n$$"), "equation (1.1) is already numbered"),
+    (md("As was shown [@nobody1900]."), "@nobody1900"),
+    (code("#| label: fig-lost\n#| fig-cap: Nothing.\npass"), "no figure"),
+    (code("plot()", {"image/png": PNG}), "a figure needs"),
+    (md("![gone](gone.png)"), "gone.png does not exist"),
+    (md("A formula $\\undefined{x}{$ that is none: $\\frac{1}{$"), "cannot be set"),
+])
+def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, cell, message):
+    path = project / "nbs" / "00_sound.ipynb"
+    nb = cells.read(path)
+    cell["id"] = "wrong"
+    nb.cells.append(cell)
+    nbformat.write(nb, path)
+    meta = build.yaml.safe_load((project / "report" / "metadata.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(build.BuildError) as error:
+        build.typst_source(meta, project, tmp_path)
+    assert "00_sound.ipynb cell wrong" in error.value.message and message in error.value.message
+
+
+@pytest.mark.parametrize("tex, typst_text", [
+    (r"|\Sigma|^{1/2}", "lr(|Sigma|)"),
+    (r"p(x|z)\,q(z|x)", r"p \( x \| z \) thin q \( z \| x \)"),
+    (r"\operatorname{KL}(q)", r'op("KL") \( q \)'),
+    (r"x_{\text{max}}", 'upright("max")'),
+    (r"\bigl( \tfrac12 \bigr)", "(1 / 2)"),
+    (r"a\!b", "a b"),
+])
+def test_formulas_come_out_as_meant(tex, typst_text):
+    formulas = build.Formulas({"blocks": [build.element("Math", {"t": "InlineMath"}, tex)]})
+    assert typst_text in next(iter(formulas.typst.values()))
+
+
+def test_this_report_can_be_printed(tmp_path):
+    """The report itself: it can be built, nothing stands in a margin, and it is not too long."""
+    build.build(tmp_path / "report.pdf", ROOT, source=tmp_path / "source")
+    page_list = pages(tmp_path / "source")
+    assert_margins_blank(page_list)
+    assert len(page_list) <= 25

@@ -1,0 +1,248 @@
+"""The course's three lines as a grading program runs them, and what else a process shows: signals, pipes, completion."""
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from commands import SECONDS, ctrl_c_works, environment, run, start
+
+METRICS = ["accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_micro"]
+
+
+def predictions(folder):
+    """The labels in vae.csv."""
+    header, *labels = (folder / "vae.csv").read_text().split("\n")[:-1]
+    assert header == "Predicted_Label"
+    return np.array([int(label) for label in labels])
+
+
+def metrics(out):
+    """The dictionary that test_classifier prints."""
+    return ast.literal_eval(re.search(r"^GMM Performance Metrics: (\{.*\})$", out, re.M)[1])
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory, digits):
+    """A folder with an awkward name in which the course's first line has run; its standard output beside it."""
+    folder = tmp_path_factory.mktemp("Übung 1, 4 & 8 ")
+    images, labels = digits
+    val = np.concatenate([np.flatnonzero(labels[60:] == d)[:5] for d in (1, 4, 8)]) + 60
+    np.savez(folder / "TRAIN.npz", data=images[:60])
+    np.savez(folder / "VAL.npz", data=images[val], labels=labels[val])
+    np.savez(folder / "RECON.npz", data=images[100:110])
+    np.savez(folder / "TEST.npz", data=images[100:], labels=labels[100:])
+    code, out, err = run(folder, *"TRAIN.npz VAL.npz train vae.pth gmm_params.pkl --epochs 2".split())
+    assert code == 0, err
+    return folder, out, err
+
+
+def test_train(course):
+    folder, out, err = course
+    assert {"vae.pth", "gmm_params.pkl"} <= {path.name for path in folder.iterdir()}
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert "Network: vae.pth" in out and "Mixture: gmm_params.pkl" in out
+    assert out.splitlines()[-1].endswith("vae_gmm test_classifier TEST.npz --model vae.pth --gmm gmm_params.pkl")
+    assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 1 of 2", "epoch 2 of 2"]  # plain lines, no bar
+    assert "\x1b" not in out + err and "\r" not in out + err
+
+
+def test_reconstruction(course):
+    folder, _, _ = course
+    code, out, err = run(folder, *"RECON.npz test_reconstruction vae.pth".split())
+    assert (code, err) == (0, "")
+    with np.load(folder / "vae_reconstructed.npz", allow_pickle=False) as file, np.load(folder / "RECON.npz") as given:
+        y, x = file["data"], given["data"] / 255
+    assert y.shape == (10, 28, 28) and y.dtype == np.float32 and y.min() >= 0 and y.max() <= 1
+    from skimage.metrics import structural_similarity
+    rows = [line.split() for line in out.splitlines()[1:11]]
+    for i, (image, ssim, closeness) in enumerate(rows):
+        assert int(image) == i
+        assert float(ssim) == pytest.approx(structural_similarity(x[i], y[i].astype(float), data_range=1), abs=2e-4)
+        assert float(closeness) == pytest.approx(1 - np.mean((x[i] - y[i]) ** 2), abs=1e-4)
+    mean = out.splitlines()[11].split()
+    assert mean[0] == "mean" and float(mean[1]) == pytest.approx(np.mean([float(row[1]) for row in rows]), abs=1e-4)
+
+
+def test_classifier(course):
+    folder, _, _ = course
+    code, out, err = run(folder, *"TEST.npz test_classifier vae.pth gmm_params.pkl".split())
+    assert (code, err) == (0, "")
+    predicted, labels = predictions(folder), np.load(folder / "TEST.npz")["labels"]
+    assert len(predicted) == 50 and set(predicted) <= {1, 4, 8}
+    values = metrics(out)
+    assert list(values) == METRICS
+    assert values["accuracy"] == values["f1_micro"] == pytest.approx(np.mean(predicted == labels), abs=1e-6)
+    table = [list(map(int, line.split())) for line in out.splitlines() if re.fullmatch(r"[\d ]+", line)]
+    assert table == [[1, 4, 8]] + [[t, *(int(((labels == t) & (predicted == p)).sum()) for p in (1, 4, 8))] for t in (1, 4, 8)]
+
+    with np.load(folder / "TEST.npz") as file:  # without labels, and each image as a row: the same answers
+        np.savez(folder / "bare.npz", data=file["data"].reshape(-1, 784))
+    code, out, err = run(folder, "test_classifier", folder / "bare.npz", "--model", folder / "vae.pth", "--quiet")
+    assert (code, out, err) == (0, "", "")
+    np.testing.assert_array_equal(predictions(folder), predicted)
+
+
+def test_labels_the_mixture_does_not_know(course):
+    folder, _, _ = course
+    with np.load(folder / "TEST.npz") as file:
+        images, labels = file["data"], file["labels"].copy()
+    labels[:3] = 7, 0, -12
+    np.savez(folder / "mixed.npz", data=images, labels=labels)
+    code, out, err = run(folder, "test_classifier", "mixed.npz")
+    assert code == 0 and err.startswith("Note: 3 of 50 images have labels that the mixture does not know (-12, 0, 7)")
+    predicted = predictions(folder)
+    assert len(predicted) == 50
+    assert metrics(out)["accuracy"] == pytest.approx(np.mean(predicted[3:] == labels[3:]), abs=1e-6)
+    code, out, err = run(folder, "test_classifier", "mixed.npz", "--keep-labels", "4,7")
+    assert code == 0 and "1 of" in err
+    np.testing.assert_array_equal(predictions(folder), predicted[np.isin(labels, (4, 7))])
+
+
+def test_no_label_touches_the_network(course):
+    """TRAIN's labels are not read, not even to see what they are; other names for VAL's labels change names only."""
+    folder, _, _ = course
+    with np.load(folder / "TRAIN.npz") as train, np.load(folder / "VAL.npz") as val:
+        np.savez(folder / "labelled.npz", data=train["data"], labels=np.array([{"not": "read"}]))
+        np.savez(folder / "renamed.npz", data=val["data"], labels=1000 - val["labels"])
+    code, _, err = run(folder, *"train labelled.npz renamed.npz --model again.pth --gmm again.pkl --epochs 2 --quiet".split())
+    assert (code, err) == (0, "")
+    assert (folder / "again.pth").read_bytes() == (folder / "vae.pth").read_bytes()
+    code, out, _ = run(folder, *"test_classifier TEST.npz --model again.pth --gmm again.pkl --quiet".split())
+    assert code == 0 and out == ""  # TEST's labels are all unknown to it: nothing to score
+    renamed = predictions(folder)
+    run(folder, *"test_classifier TEST.npz --quiet".split())
+    np.testing.assert_array_equal(renamed, 1000 - predictions(folder))
+
+
+def test_ten_digits_one_label_each_few_images_little_time(tmp_path):
+    """Fewer images than a batch, one labelled image of each of ten digits, and a time budget that ends it after one epoch."""
+    from vae_gmm.data import embedded_digits
+    images, labels = embedded_digits()
+    first = np.array([np.flatnonzero(labels == d)[0] for d in range(10)])
+    np.savez(tmp_path / "train.npz", data=images[first + 1])
+    np.savez(tmp_path / "val.npz", data=images[first], labels=labels[first].astype(np.uint8))
+    code, out, err = run(tmp_path, *"train train.npz val.npz --max-minutes 1e-6 --batch-size 500 --latent-dim 3 --recipe course".split())
+    assert code == 0 and out.startswith("Trained for 1 epochs (time budget"), err
+    assert "10 groups" in out
+    assert run(tmp_path, "info", "gmm_params.pkl")[1].startswith("gmm_params.pkl: mixture of 10 groups in 3 dimensions")
+    np.savez(tmp_path / "black.npz", data=np.zeros((5, 28, 28), np.uint8))  # nothing to see is no reason to fail
+    code, out, err = run(tmp_path, *"train black.npz val.npz --keep-labels 3,5 --epochs 1 --model b.pth --gmm b.pkl --quiet".split())
+    assert code == 0, err
+
+
+def stop_in_training(folder, number, *options):
+    """Start a long training in `folder`, send a signal after its first epoch: (exit code, standard output and error)."""
+    process = start(folder, *"train TRAIN.npz VAL.npz --model new.pth --gmm gmm_params.pkl --epochs 9999".split(), *options,
+                    preexec_fn=ctrl_c_works)
+    first = process.stderr.readline()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, first + err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_signal_in_training(course, number):
+    folder, _, _ = course
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, err = stop_in_training(folder, number)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert out == "" and "Traceback" not in err
+    if number == signal.SIGKILL:  # nothing can be said, and nothing is half written
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 1
+        *epochs, last = err.splitlines()
+        assert all(line.startswith("epoch ") for line in epochs)
+        assert re.fullmatch(rf"Error: interrupted after {len(epochs)} epochs; no model was written \(.*\)", last)
+
+
+def test_going_on_from_a_checkpoint(course):
+    folder, _, _ = course
+    code, _, err = stop_in_training(folder, signal.SIGTERM, "--checkpoint", "state")
+    assert code == 1 and "goes on from state" in err
+    done = len(err.splitlines()) - 1
+    code, out, _ = run(folder, "info", "state")
+    assert code == 0 and out.startswith(f"state: checkpoint after {done} of 9999 epochs")
+    code, out, err = run(folder, *"train TRAIN.npz VAL.npz --model new.pth --gmm new.pkl --epochs 9999 --max-minutes 1e-6 --checkpoint state".split())
+    assert code == 0 and err.startswith(f"epoch {done + 1} of 9999")  # the next one, and then the time is up
+    code, _, err = run(folder, *"train TRAIN.npz VAL.npz --epochs 5 --checkpoint state --quiet".split())
+    assert code == 1 and "state: belongs to a run with other settings (epochs=9999)" in err
+
+
+def test_reader_gone(course):
+    """As in `... | head -1`: no complaint, and the file is there, because it is written first."""
+    folder, _, _ = course
+    (folder / "vae_reconstructed.npz").unlink(missing_ok=True)
+    process = start(folder, "test_reconstruction", "RECON.npz")
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(SECONDS)) == ("", 1)
+    assert (folder / "vae_reconstructed.npz").exists()
+
+
+def test_info(course):
+    folder, _, _ = course
+    for name, text in {"TRAIN.npz": r"images\n  data: \(60, 28, 28\) uint8\n  labels: none",
+                       "VAL.npz": r"images\n  .*\n  labels: 5 x 1, 5 x 4, 5 x 8",
+                       "vae.pth": r"network with 2 latent dimensions and [\d,]+ parameters\n  name: \w+\n  written by vae_gmm",
+                       "gmm_params.pkl": r"mixture of 3 groups in 2 dimensions\n  labels: [148, ]+\n  belongs to the network \w+"}.items():
+        code, out, err = run(folder, "info", name)
+        assert (code, err) == (0, "") and re.match(f"{name}: {text}", out), out
+
+
+def test_help_is_quick():
+    """--help and mistakes in the words are answered without loading what computes."""
+    code = ("import sys; from vae_gmm.cli import vae_gmm\n"
+            "try: vae_gmm(sys.argv[1:])\n"
+            "finally: print(*sorted({'torch', 'sklearn', 'scipy', 'numpy', 'matplotlib'} & set(sys.modules)), 'loaded')")
+    for words, exit_code in ((["--help"], 0), (["train", "--help"], 0), (["--version"], 0), ([], 0), (["train"], 2)):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment())
+        assert done.returncode == exit_code and done.stdout.splitlines()[-1] == " loaded"
+
+
+def test_help_names_every_command(tmp_path):
+    _, out, _ = run(tmp_path, "--help")
+    for name in ("data", "train", "test_reconstruction", "test_classifier", "info"):
+        assert re.search(rf"^  {name} +\w", out, re.M), name
+
+
+def test_shell_completion(tmp_path):
+    program = [sys.executable, "-c", "from vae_gmm.cli import vae_gmm; vae_gmm(prog_name='vae_gmm')"]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment(_VAE_GMM_COMPLETE="zsh_source"))
+    assert done.returncode == 0 and done.stdout.startswith("#compdef vae_gmm")
+    env = environment(_VAE_GMM_COMPLETE="bash_complete", COMP_WORDS="vae_gmm train --e", COMP_CWORD="2")
+    done = subprocess.run(program, capture_output=True, text=True, env=env)
+    assert done.stdout.split() == ["plain,--epochs"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_on_a_terminal(course):
+    """A progress bar and colour on a terminal, no colour where NO_COLOR asks for none."""
+    import pty
+    folder, _, _ = course
+
+    def on_terminal(*words, **changes):
+        master, slave = pty.openpty()
+        process = start(folder, *words, stdout=slave, stderr=slave, env=environment(TERM="xterm", **changes))
+        os.close(slave)
+        seen = b""
+        while True:
+            try:
+                piece = os.read(master, 10_000)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            seen += piece
+        os.close(master)
+        return process.wait(SECONDS), seen.decode()
+
+    code, seen = on_terminal(*"train TRAIN.npz VAL.npz --model t.pth --gmm t.pkl --epochs 1".split())
+    assert code == 0 and "\r" in seen and "1/1" in seen and "epoch 1 of 1" not in seen and "\x1b[1m" in seen
+    code, seen = on_terminal("info", "nowhere")
+    assert code == 1 and "\x1b[31m" in seen
+    code, seen = on_terminal("info", "nowhere", NO_COLOR="1")
+    assert code == 1 and "\x1b" not in seen

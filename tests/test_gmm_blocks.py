@@ -1,0 +1,80 @@
+"""Fits to data that come in blocks: the in-memory answer, and the memory they take."""
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from vae_gmm.gmm import GaussianMixture
+
+KINDS = ("full", "tied", "diag", "spherical")
+rng = np.random.default_rng(0)
+X = np.concatenate([rng.normal(m, s, size=(n, 4)) for m, s, n in ((0, 1, 3000), (4, 0.5, 2000), (-3, 2, 1500))])
+X = X[rng.permutation(len(X))]
+w = rng.integers(0, 4, size=len(X))
+
+
+def pieces(step=700):
+    return (X[i:i + step] for i in range(0, len(X), step))
+
+
+def same(a, b, atol=1e-9):
+    for name in ("weights_", "means_", "covariances_", "precisions_cholesky_", "lower_bounds_"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=atol, rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["function", "list", "iterator", "memory map", "slice of a memory map", "array"])
+def test_blocks_give_the_answer_of_memory(kind, form, tmp_path):
+    np.save(tmp_path / "X.npy", np.vstack([X[:5], X]))
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    np.save(tmp_path / "Y.npy", X)
+    blocks = {"function": pieces, "list": list(pieces()), "iterator": pieces(), "array": X,
+              "memory map": np.load(tmp_path / "Y.npy", mmap_mode="r"), "slice of a memory map": mapped[5:]}[form]
+    arguments = dict(n_components=3, covariance_type=kind, random_state=0, max_iter=30, tol=0)
+    with pytest.warns(match="did not converge"):
+        same(GaussianMixture(**arguments).fit_blocks(blocks), GaussianMixture(**arguments).fit(X))
+
+
+def test_blocks_with_weights_and_gaps():
+    holes = np.where(rng.random(X.shape) < 0.1, np.nan, X)
+    arguments = dict(n_components=3, random_state=0, missing="marginalise")
+    pairs = [(holes[i:i + 900], w[i:i + 900]) for i in range(0, len(X), 900)]
+    same(GaussianMixture(**arguments).fit_blocks(pairs), GaussianMixture(**arguments).fit(holes, sample_weight=w))
+
+
+def test_bad_blocks():
+    with pytest.raises(ValueError, match="block 1 has 3 columns, but the blocks before it have 4"):
+        GaussianMixture().fit_blocks([X, X[:, :3]])
+    with pytest.raises(ValueError, match="block 1 contains NaN"):
+        GaussianMixture().fit_blocks([X, np.full((3, 4), np.nan)])
+    with pytest.raises(ValueError, match="Found 0 rows"):
+        GaussianMixture().fit_blocks([])
+
+
+SCRIPT = """
+import json, resource, sys, warnings
+import numpy as np
+from vae_gmm.gmm import GaussianMixture
+path, n, D = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+part = np.random.default_rng(0).standard_normal((100_000, D))
+part[::3] += 4
+with open(path, "wb") as f:
+    for i in range(n // len(part)): f.write((part + 0.001 * i).data)
+del part
+X = np.memmap(path, dtype=float, mode="r", shape=(n, D))
+warnings.simplefilter("ignore")
+model = GaussianMixture(2, random_state=0, max_iter=3).fit_blocks(X)
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, sorted(model.weights_)]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux only")
+def test_ten_million_rows_in_200_megabytes(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "X.bin"), "10000000", "8"]
+    peak, weights = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (tmp_path / "X.bin").unlink()
+    assert peak < 200, f"{peak:.0f} MB"
+    np.testing.assert_allclose(weights, [1 / 3, 2 / 3], atol=0.01)
