@@ -2,6 +2,7 @@
 
 - Cells marked `#| eval: false`, or with one of settings.ini's `tst_flags`, are skipped, as nbdev_test does.
 - nbdev_clean removes execution counts, and nbval would then not compare; they are put back.
+- A `;` at the end hides a cell's value. IPython 8 looks for it in the input history, which nbval switches off.
 - stderr (warnings, progress bars) and SVG (random ids) are not compared.
 - A notebook's last cell, `nbdev_export()`, becomes a check: the exported module is what this notebook exports.
 """
@@ -36,6 +37,8 @@ def pytest_collection_modifyitems(items):
             item.runtest = lambda path=item.path: check_module(path)
         elif cells.skipped(cell, FLAGS):
             item.options["skip"] = True
+        if cell.source.rstrip().endswith(";"):
+            cell.source += "\nNone"
         if cell.execution_count is None:
             cell.execution_count = 0
         if "stderr" not in item.parent.skip_compare:

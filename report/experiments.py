@@ -1,7 +1,7 @@
 """The long measurements behind nbs/07_results.ipynb: `make experiments` writes figures/experiments.json.
 
 Seeds, baselines and ablations on the embedded digits, each classifier scored on the held-out digits and on MNIST's
-official test images, which VAE_GMM_DATA must point to. The file says when, with which versions and on what they ran.
+official test images, in the folder that VAE_GMM_DATA names. The file says when, with which versions and on what they ran.
 """
 import datetime
 import hashlib
@@ -27,7 +27,7 @@ from vae_gmm.training import TrainConfig, encode
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = (1, 4, 8)
-ABLATIONS = {"beta": (0.1, 0.25, 0.5, 1.0, 2.0, 4.0), "latent_dim": (1, 2, 4, 8, 16), "dropout": (0.0, 0.2, 0.5)}
+ABLATIONS = {"beta": (0.0, 1.0, 4.0), "latent_dim": (4, 16), "augment": (True,)}  # what differs from the recipe, one at a time
 
 
 class Split:
@@ -99,27 +99,22 @@ def fitted(split, seed, latent_dim=2, dropout=0.2, **config):
     return clf.fit(split.train, split.labelled, split.y_labelled)
 
 
-def one_seed(split, seed):
-    """(row of the table of seeds, rows of the table of baselines)"""
-    clf = fitted(split, seed)
-    row = dict(seed=seed, **split.score(clf.predict), val_loss=clf.history_.best["val_loss"], epochs=len(clf.history_.rows))
+def baselines_of(split, seed, clf):
+    """Rows of the table of baselines."""
     rows = [dict(method="VAE and mixture (this report)", group=0, seed=seed, **split.score(clf.predict))]
-    plain = fitted(split, seed, beta=0.0)
     pca = {d: PCA(d, random_state=seed).fit(flat(split.train)) for d in (2, 32)}
     methods = {
         ("k-means on pixels", 0): k_means(split, seed),
         ("PCA to 2, mixture", 0): mixture(split, lambda x: pca[2].transform(flat(x)), seed),
         ("PCA to 32, mixture", 0): mixture(split, lambda x: pca[32].transform(flat(x)), seed),
-        ("without KL term (beta = 0), mixture", 0): plain.predict,
         ("VAE, 15 nearest neighbours", 1): neighbours(split, lambda x: encode(clf.vae_, as_unit(x))),
         ("supervised CNN", 1): supervised(split, seed),
     }
-    return row, rows + [dict(method=m, group=g, seed=seed, **split.score(predict)) for (m, g), predict in methods.items()]
+    return rows + [dict(method=m, group=g, seed=seed, **split.score(predict)) for (m, g), predict in methods.items()]
 
 
-def one_ablation(split, setting, value):
+def ablation_row(split, setting, value, clf):
     """One row of the table of settings."""
-    clf = fitted(split, 0, **{setting: value})
     return dict(setting=setting, value=value, **split.score(clf.predict),
                 neighbours=split.score(neighbours(split, lambda x: encode(clf.vae_, as_unit(x))))["official"],
                 reconstruction=clf.history_.best["val_reconstruction"], kl=clf.history_.best["val_kl"])
@@ -134,25 +129,39 @@ def rounded(value):
     return round(value, 5) if isinstance(value, float) else value
 
 
+def store(path, **parts):
+    """Replace parts of the stored results; what is done stays if a later part fails."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(rounded(stored | parts), indent=1) + "\n")
+
+
 @click.command()
 @click.option("--seeds", default=5, show_default=True, help="Number of repetitions.")
 @click.option("--only", type=click.Choice(["seeds", "ablations"]), help="One part; the other is kept as stored.")
 def main(seeds, only):
     """Run the long measurements and write figures/experiments.json."""
     path = ROOT / "figures" / "experiments.json"
-    stored = json.loads(path.read_text()) if path.exists() else {}
     split = Split(0)
     about = dict(date=datetime.date.today().isoformat(), version=vae_gmm.__version__, python=platform.python_version(),
                  torch=torch.__version__, threads=torch.get_num_threads(), machine=f"{platform.machine()}, {os.cpu_count()} processors",
                  data_sha256=hashlib.sha256(split.official.tobytes()).hexdigest()[:16])
     if only != "ablations":
-        runs = [one_seed(Split(seed), seed) for seed in tqdm(range(seeds), desc="seeds")]
-        stored["seeds"] = dict(about, n_official=len(split.y_official), n_held_out=len(split.y_test), runs=[row for row, _ in runs])
-        stored["baselines"] = dict(about, runs=[row for _, rows in runs for row in rows])
+        rows, baselines = [], []
+        for seed in tqdm(range(seeds), desc="seeds"):
+            split = Split(seed)
+            clf = fitted(split, seed)
+            if seed == 0:
+                store(path, ablations=dict(about, seed=0, runs=[ablation_row(split, "recipe", None, clf)]))
+            rows.append(dict(seed=seed, **split.score(clf.predict), val_loss=clf.history_.best["val_loss"]))
+            baselines += baselines_of(split, seed, clf)
+            store(path, seeds=dict(about, n_official=len(split.y_official), n_held_out=len(split.y_test), runs=rows),
+                  baselines=dict(about, runs=baselines))
     if only != "seeds":
-        pairs = [(s, v) for s, values in ABLATIONS.items() for v in values]
-        stored["ablations"] = dict(about, seed=0, runs=[one_ablation(split, s, v) for s, v in tqdm(pairs, desc="ablations")])
-    path.write_text(json.dumps(rounded(stored), indent=1) + "\n")
+        split = Split(0)
+        runs = json.loads(path.read_text())["ablations"]["runs"][:1]
+        for setting, value in tqdm([(s, v) for s, values in ABLATIONS.items() for v in values], desc="ablations"):
+            runs.append(ablation_row(split, setting, value, fitted(split, 0, **{setting: value})))
+            store(path, ablations=dict(about, seed=0, runs=runs))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ plain("endless time", TRAIN + " --max-minutes inf", "'--max-minutes'", "not a fi
 plain("negative seed", TRAIN + " --seed -1", "'--seed'", "0<=x<=4294967295", **misused)
 plain("unknown device", "test_classifier test.npz --device gpu", "'--device'", "'gpu' is not a device", "cuda:0", **misused)
 plain("unknown recipe", TRAIN + " --recipe best", "'--recipe'", "'fast', 'course'", **misused)
-plain("labels in words", TRAIN + " --keep-labels one,two", "'--keep-labels'", "such as 1,4,8", **misused)
+plain("labels to keep in words", TRAIN + " --keep-labels one,two", "'--keep-labels'", "such as 1,4,8", **misused)
 plain("one label to train on", TRAIN + " --keep-labels 4", "'--keep-labels'", "expected 2 or more", **misused)
 plain("one digit", "data --digits 4", "'--digits'", "expected 2 or more", **misused)
 plain("no labelled image", "data --labels-per-digit 0", "'--labels-per-digit'", "x>=1", **misused)
@@ -236,7 +236,7 @@ case("a mixture that is not finite", TEST, "gmm.pkl: damaged mixture")(npz("gmm.
 case("a mixture without shape", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", covariances=lambda c: -c))
 case("a mixture without weights", TEST, "gmm.pkl: damaged mixture", "'weights'")(npz("gmm.pkl", weights=None))
 case("a mixture whose weights are no shares", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", weights=lambda w: w + 1))
-case("two groups of one name", TEST, "gmm.pkl: damaged mixture", "'component_labels'")(npz("gmm.pkl", component_labels=np.array([1, 1, 8])))
+case("two groups of one name", TEST, "gmm.pkl: damaged mixture", "a different label for each group")(npz("gmm.pkl", component_labels=np.array([1, 1, 8])))
 case("a booby-trapped mixture", TEST, "gmm.pkl: array 'format' holds Python objects")(npz("gmm.pkl", format=np.array([Trap()], dtype=object)))
 
 

@@ -325,7 +325,7 @@ def load_gmm(path):
     weights, means, covariances = arrays["weights"], arrays["means"], arrays["covariances"]
     names = check_labels(arrays["component_labels"], len(weights), f"{path}: 'component_labels'")
     if len(np.unique(names)) != len(names):
-        raise InputError(f"{path}: damaged mixture; expected different 'component_labels', got {names}")
+        raise InputError(f"{path}: damaged mixture; expected a different label for each group")
     try:
         gmm = GaussianMixture.from_parameters(weights, means, covariances)
     except (ValueError, np.linalg.LinAlgError) as err:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COURSE', 'PATH', 'model_option', 'gmm_option', 'out_dir_option', 'device_option', 'seed_option', 'quiet_option',
-           'modern_order', 'Number', 'Labels', 'check_device', 'pick_device', 'sigterm_as_ctrl_c', 'say', 'note', 'end',
-           'Commands', 'vae_gmm', 'main', 'option', 'check_outputs', 'data', 'next_command', 'read_training_files',
-           'log_epoch', 'write_classifier', 'train', 'similarity', 'test_reconstruction', 'scores_text',
-           'test_classifier', 'describe', 'count_text', 'describe_images', 'describe_mixture', 'describe_network',
-           'describe_tensors', 'info']
+           'modern_order', 'Number', 'Labels', 'check_device', 'pick_device', 'sigterm_as_ctrl_c', 'say', 'note',
+           'printable', 'end', 'Commands', 'vae_gmm', 'main', 'option', 'check_outputs', 'data', 'next_command',
+           'read_training_files', 'log_epoch', 'write_classifier', 'train', 'similarity', 'test_reconstruction',
+           'scores_text', 'test_classifier', 'describe', 'count_text', 'describe_predictions', 'describe_images',
+           'describe_mixture', 'describe_network', 'describe_tensors', 'info']
 
 # %% ../nbs/06_cli.ipynb #785a5922
 import errno
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -114,9 +115,13 @@ def note(text, **style):
     with suppress(OSError):
         click.secho(text, err=True, **style)
 
+def printable(text):
+    "The text with escapes for what a terminal would obey or could not show; it may come from a hostile file."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 def end(code, message):
     "End the program with one line that says why."
-    note(click.style("Error: ", fg="red", bold=True) + " ".join(str(message).splitlines()))
+    note(click.style("Error: ", fg="red", bold=True) + printable(str(message)))
     sys.exit(code)
 
 class Commands(click.Group):
@@ -304,10 +309,10 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, epochs, batch_size,
     """
     model, gmm = out_dir / model, out_dir / gmm
     check_outputs([model, gmm, *([checkpoint] if checkpoint else [])], [train_file, val_file])
-    from vae_gmm.classifier import VAEGMM
-    from vae_gmm.training import TrainConfig
-    device = pick_device(device)
     images, val_images, labels = read_training_files(train_file, val_file, keep_labels)
+    device = pick_device(device)
+    from vae_gmm.classifier import VAEGMM  # after the checks: it loads more
+    from vae_gmm.training import TrainConfig
     given = dict(epochs=epochs, batch_size=batch_size, beta=beta, max_minutes=max_minutes)
     make = TrainConfig.fast if recipe == "fast" else TrainConfig
     config = make(seed=seed, **{k: v for k, v in given.items() if v is not None})
@@ -353,11 +358,11 @@ def test_reconstruction(recon_file, model, out_dir, device, quiet):
     """
     out = out_dir / "vae_reconstructed.npz"
     check_outputs([out], [recon_file, model])
-    from vae_gmm.classifier import load_vae
     from vae_gmm.data import load_npz, npz_headers, to_unit, write_npz
-    from vae_gmm.training import reconstruct
-    device = pick_device(device)
     x = to_unit(load_npz(recon_file, read_labels=False).images)
+    device = pick_device(device)
+    from vae_gmm.classifier import load_vae
+    from vae_gmm.training import reconstruct
     y = reconstruct(load_vae(model).to(device), x)
     ssim, closeness = similarity(x.numpy().reshape(-1, 28, 28), y.reshape(-1, 28, 28))
     write_npz(out, data=y.reshape(npz_headers(recon_file)["data"][0]))
@@ -405,10 +410,10 @@ def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
     out = out_dir / "vae.csv"
     check_outputs([out], [test_file, model, gmm])
     import numpy as np
-    from vae_gmm.classifier import VAEGMM
     from vae_gmm.data import load_npz, replacing
-    device = pick_device(device)
     images, labels = load_npz(test_file, keep_labels, require_labels=keep_labels is not None)
+    device = pick_device(device)
+    from vae_gmm.classifier import VAEGMM
     clf = VAEGMM.from_files(model, gmm, device)
     predicted = clf.predict(images)
     with replacing(out) as part:
@@ -432,8 +437,7 @@ def describe(path):
     if start[8:9] == b"{":
         return describe_tensors(path)
     if start == b"Predicted_":
-        labels = path.read_text().split()[1:]
-        return [f"predictions of test_classifier for {len(labels)} images", f"labels: {count_text(labels)}"]
+        return describe_predictions(path)
     if start[:1] == b"\x80":
         raise InputError(f"{path}: a pickle, which can run code and is not opened; expected {kinds}")
     if start[:2] != b"PK":
@@ -445,12 +449,20 @@ def describe(path):
         return describe_images(path, headers)
     return describe_network(path)
 
-def count_text(labels):
+def count_text(labels, most=20):
     "How often each label occurs, as text."
-    counts = {label: list(labels).count(label) for label in sorted(set(labels), key=int)}
-    return ", ".join(f"{count} x {label}" for label, count in counts.items())
+    counts = sorted(Counter(labels).items())
+    return ", ".join(f"{count} x {label}" for label, count in counts[:most]) + (", ..." if len(counts) > most else "")
 
 # %% ../nbs/06_cli.ipynb #0ee12fa4
+def describe_predictions(path):
+    from vae_gmm.data import InputError
+    try:
+        labels = [int(line) for line in path.read_text(encoding="ascii").split("\n")[1:-1]]
+    except ValueError as err:
+        raise InputError(f"{path}: damaged predictions; expected a whole number in each line") from err
+    return [f"predictions of test_classifier for {len(labels)} images", f"labels: {count_text(labels)}"]
+
 def describe_images(path, headers):
     from vae_gmm.data import check_labels, read_npz
     shape, dtype = headers["data"]
@@ -483,8 +495,8 @@ def describe_tensors(path):
         history, config = meta["history"], meta["config"]
         return [f"checkpoint after {len(history['rows'])} of {config['epochs']} epochs, best {history['best_epoch']}",
                 "settings: " + ", ".join(f"{k}={v}" for k, v in config.items())]
-    except (KeyError, TypeError) as err:
-        raise InputError(f"{path}: damaged checkpoint (no {err})") from err
+    except (KeyError, TypeError, AttributeError) as err:
+        raise InputError(f"{path}: damaged checkpoint; expected a history and settings in its header") from err
 
 # %% ../nbs/06_cli.ipynb #50d9a5e3
 @vae_gmm.command()
@@ -492,4 +504,4 @@ def describe_tensors(path):
 def info(file):
     "Say what FILE is: images, a network, a mixture, a checkpoint or predictions."
     for i, line in enumerate(describe(file)):
-        say(f"{file}: {line}" if i == 0 else f"  {line}")
+        say(printable(f"{file}: {line}" if i == 0 else f"  {line}"))

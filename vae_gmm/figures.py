@@ -120,7 +120,8 @@ def tile(images,             # (n, 28, 28) or (n, 784)
 def _sheet_figure(sheet: np.ndarray, inches_per_pixel: float, left: int = 0):
     "A figure filled by one sheet of pictures, with `left` pixels of free space beside it."
     height, width = sheet.shape
-    fig = plt.figure(figsize=((width + left) * inches_per_pixel, height * inches_per_pixel), layout="none")
+    fig = plt.figure(figsize=((width + left) * inches_per_pixel, height * inches_per_pixel))
+    fig.set_layout_engine("none")  # the one axes fills the figure
     ax = fig.add_axes((0, 0, 1, 1))
     ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, extent=(0, width, height, 0))
     ax.set(xlim=(-left, width), ylim=(height, 0)); ax.axis("off")
@@ -355,7 +356,7 @@ def confusion(matrix,   # (K, K) counts: row = true class, column = predicted cl
     if (matrix < 0).any(): raise ValueError("matrix must hold counts, got a negative entry")
     classes = _match(len(matrix), classes, "classes")
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = min(1.6 + 0.5 * len(matrix), WIDTH)
+    side = min(1.6 + 0.5 * len(matrix), WIDTH - 0.6)
     fig, ax = plt.subplots(figsize=(side + 0.6, side))
     numbers = np.array([[f"{int(v):,}" if v == int(v) else f"{v:.1f}" for v in row] for row in matrix])
     sns.heatmap(share, annot=numbers, fmt="", cmap="Blues", vmin=0, vmax=1, square=True, linewidths=1.5, ax=ax,
@@ -397,7 +398,8 @@ def misclassified(images,           # (n, 784) or (n, 28, 28): all images, right
         for c in np.unique(true[wrong]):
             here = wrong[true[wrong] == c]
             axes[0, 1].scatter(*z[here].T, s=20, c=label_colour(c), marker=label_marker(c), ec=INK, lw=0.7)
-        axes[0, 1].legend(handles=handles, title="true digit", handletextpad=0.1, loc="best")
+        axes[0, 1].legend(handles=handles, title="true digit", handletextpad=0, columnspacing=0.8, ncols=len(handles), loc="upper center",
+                          bbox_to_anchor=(0.5, -0.15))
         axes[0, 1].set_title("where they lie (outlined)")
     return fig
 

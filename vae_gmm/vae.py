@@ -21,7 +21,7 @@ def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
 # %% ../nbs/01_vae.ipynb #0c324067
 def reparameterize(mu: Tensor,      # means, any shape
                    logvar: Tensor,  # log-variances, same shape
-                   generator: torch.Generator | None = None,  # source of eps; None: torch's global one
+                   generator: torch.Generator | None = None,  # source of eps, or torch's own
                    ) -> Tensor:
     """A draw z = mu + sigma * eps from N(mu, exp(logvar)), differentiable in mu and logvar."""
     eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
@@ -32,7 +32,8 @@ def reconstruction_loss(logits: Tensor,  # (B, 784), any real numbers
                         x: Tensor,       # (B, 784) or (B, 1, 28, 28), values in [0, 1]
                         ) -> Tensor:
     """Binary cross-entropy summed over the pixels, in nats an image, of shape (B,)."""
-    return F.binary_cross_entropy_with_logits(logits, x.reshape(logits.shape), reduction="none").sum(1)  # eq. (2.12)
+    x = x.reshape(logits.shape)
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)  # eq. (2.12)
 
 # %% ../nbs/01_vae.ipynb #f9e45659
 class VAELoss(NamedTuple):
@@ -60,15 +61,16 @@ def vae_loss(logits: Tensor,      # (B, 784), from the decoder
 class StrideOneConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution of stride 1, computed as a convolution with the flipped kernel.
 
-    Parameters, their names and the result are those of `nn.ConvTranspose2d`; only the way of computing differs.
+    Parameters, their names and the result are those of `nn.ConvTranspose2d`.
     """
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, padding: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride=1, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H - 2 * padding + kernel_size - 1, likewise for W)."""
+        """(B, in_channels, H, W) -> (B, out_channels, H - 1 - 2 * padding + kernel_size, ...)."""
         flipped = self.weight.transpose(0, 1).flip(2, 3)
-        return F.conv2d(x, flipped, self.bias, padding=self.kernel_size[0] - 1 - self.padding[0])  # eq. (2.19)
+        padding = self.kernel_size[0] - 1 - self.padding[0]
+        return F.conv2d(x, flipped, self.bias, padding=padding)  # eq. (2.19)
 
 # %% ../nbs/01_vae.ipynb #3abe48d4
 IMAGE_SIDE, IMAGE_PIXELS = 28, 28 * 28

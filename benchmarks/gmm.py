@@ -1,0 +1,171 @@
+"""Speed of `vae_gmm.gmm.GaussianMixture` beside its peers.
+
+    python benchmarks/gmm.py                 all tables (about five minutes on two cores)
+    python benchmarks/gmm.py --rows 1 3      only these rows of the first table
+    python benchmarks/gmm.py --quick         fewer pairs
+
+EM iterations: both libraries get the same data, start and number of iterations (full covariances, float64, two threads),
+take turns, and their answers are compared. The ratio is the median over the pairs. pomegranate and the loop of the first
+version of the course report (a density from `scipy.stats.multivariate_normal` per component) run once beside them.
+"""
+import argparse
+import os
+import sys
+import time
+import warnings
+
+THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "2"))
+
+import numpy as np
+import sklearn.mixture
+from scipy.stats import multivariate_normal
+from threadpoolctl import threadpool_limits
+
+from vae_gmm.gmm import GaussianMixture
+
+# n, D, K, must, aim, as multiples of scikit-learn's speed
+TABLE = [(18_435, 2, 3, 8, 15), (60_000, 10, 10, 8, 15), (1_000_000, 2, 3, 8, 20), (100_000, 32, 16, 5, 10)]
+ITERATIONS = 20
+
+
+def data(n, D, K, seed=0):
+    "Points of K overlapping Gaussians, and a start away from the truth."
+    rng = np.random.default_rng(seed)
+    means = 2 * rng.standard_normal((K, D))
+    A = np.linalg.qr(rng.standard_normal((K, D, D)))[0] * rng.uniform(0.4, 1.6, size=(K, 1, D))
+    c = rng.integers(K, size=n)
+    X = rng.standard_normal((n, D))
+    for k in range(K): X[c == k] = means[k] + X[c == k] @ A[k].T
+    return X, dict(weights_init=np.full(K, 1 / K), means_init=means + 0.5 * rng.standard_normal((K, D)),
+                   precisions_init=np.stack([np.eye(D)] * K))
+
+
+def seconds(f):
+    started = time.perf_counter()
+    result = f()
+    return time.perf_counter() - started, result
+
+
+def ours_and_theirs(X, start, K, iterations, pairs):
+    "Seconds of each in turn (pairs, 2), and the largest difference of their answers."
+    def fit(cls):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cls(K, max_iter=iterations, tol=0, **start).fit(X)
+    times, gap = [], 0.0
+    for _ in range(pairs):
+        (a, ours), (b, theirs) = seconds(lambda: fit(GaussianMixture)), seconds(lambda: fit(sklearn.mixture.GaussianMixture))
+        times.append((a, b))
+        for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+            gap = max(gap, np.abs(np.subtract(getattr(ours, name), getattr(theirs, name))).max())
+    return np.array(times), gap
+
+
+def loop_of_the_first_report(X, start, iterations):
+    "E and M steps as first published, with scipy's density."
+    weights, means, covs = start["weights_init"], start["means_init"], np.linalg.inv(start["precisions_init"])
+    for _ in range(iterations):
+        pdfs = np.stack([p * multivariate_normal(m, S).pdf(X) for p, m, S in zip(weights, means, covs)], axis=1)
+        prob = pdfs / (pdfs.sum(axis=1, keepdims=True) + 1e-9)
+        Nk = prob.sum(axis=0)
+        weights, means = Nk / len(X), prob.T @ X / Nk[:, None]
+        covs = np.empty_like(covs)
+        for k in range(len(Nk)):
+            d = X - means[k]
+            covs[k] = (prob[:, k, None] * d).T @ d / Nk[k] + 1e-6 * np.eye(X.shape[1])
+    return means
+
+
+def pomegranate_fit(X, start, iterations):
+    import torch
+    from pomegranate.distributions import Normal
+    from pomegranate.gmm import GeneralMixtureModel
+    torch.set_num_threads(THREADS)
+    D = X.shape[1]
+    parts = [Normal(means=torch.tensor(m), covs=torch.eye(D, dtype=torch.float64), covariance_type="full") for m in start["means_init"]]
+    model = GeneralMixtureModel(parts, priors=torch.tensor(start["weights_init"]), max_iter=iterations, tol=-np.inf)
+    return model.fit(torch.tensor(X))
+
+
+def machine():
+    "Bytes a second of one pass over a large array, and floating-point operations a second of a large matrix product."
+    big = np.ones(40_000_000)
+    bandwidth = big.nbytes / min(seconds(big.max)[0] for _ in range(5))
+    A = np.random.default_rng(0).standard_normal((1536, 1536))
+    return bandwidth, 2 * len(A) ** 3 / min(seconds(lambda: A @ A)[0] for _ in range(5))
+
+
+def iterations_table(rows, pairs, slow):
+    bandwidth, flops = machine()
+    print(f"machine: one pass over memory {bandwidth / 1e9:.1f} GB/s (one thread), matrix product {flops / 1e9:.0f} Gflop/s ({THREADS} threads)\n")
+    print(f"EM iterations ({ITERATIONS} from the same start, whole call), median of {pairs} pairs")
+    print("|       n |  D |  K | ours ms/iter | sklearn ms/iter | times sklearn (range) | must | aim | largest difference | of memory pass | of matrix rate |"
+          " pomegranate ms/iter | first report ms/iter |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    failed = []
+    for row in rows:
+        n, D, K, must, aim = TABLE[row]
+        X, start = data(n, D, K)
+        times, gap = ours_and_theirs(X, start, K, ITERATIONS, pairs)
+        ratios = times[:, 1] / times[:, 0]
+        ours, theirs = np.median(times, axis=0) / ITERATIONS
+        features = 1 + D + D * (D + 1) // 2
+        memory, arithmetic = X.nbytes / bandwidth / ours, 4 * n * K * features / flops / ours
+        others = []
+        for f, few in ((pomegranate_fit, 3), (loop_of_the_first_report, 3)):
+            try: others.append(f"{seconds(lambda: f(X, start, few))[0] / few * 1e3:.1f}" if slow else "")
+            except ImportError: others.append("not installed")
+        print(f"| {n:7d} | {D:2d} | {K:2d} | {ours * 1e3:.2f} | {theirs * 1e3:.2f} | {np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f}) "
+              f"| {must} | {aim} | {gap:.0e} | {memory:.0%} | {arithmetic:.0%} | {others[0]} | {others[1]} |", flush=True)
+        if np.median(ratios) < must or gap > 1e-8: failed.append(row)
+    return failed
+
+
+def whole_fits(pairs):
+    print("\nwhole fits (k-means++ starts to convergence, n_init=10, tol=1e-4)")
+    print("|       n |  D |  K | ours s | sklearn s | times sklearn | mean log-likelihood ours | sklearn |")
+    print("|---|---|---|---|---|---|---|---|")
+    for n, D, K in ((18_435, 2, 3), (60_000, 10, 10)):
+        X, _ = data(n, D, K)
+        kw = dict(init_params="k-means++", n_init=10, tol=1e-4, random_state=0, max_iter=200)
+        times = []
+        for _ in range(pairs):
+            (a, ours), (b, theirs) = (seconds(lambda: cls(K, **kw).fit(X)) for cls in (GaussianMixture, sklearn.mixture.GaussianMixture))
+            times.append((a, b))
+        a, b = np.median(times, axis=0)
+        print(f"| {n:7d} | {D:2d} | {K:2d} | {a:.2f} | {b:.2f} | {np.median([t / o for o, t in times]):.1f} | {ours.lower_bound_:.6f} | {theirs.lower_bound_:.6f} |", flush=True)
+
+
+def gpu():
+    import torch
+    if not torch.cuda.is_available():
+        print("\nGPU: none here")
+        return
+    print(f"\nGPU: {torch.cuda.get_device_name()}, against scikit-learn on the CPU with all its cores")
+    print("|       n |  D |  K | ours ms/iter | sklearn ms/iter | times sklearn | largest difference |")
+    print("|---|---|---|---|---|---|---|")
+    for n, D, K in ((100_000, 32, 16), (1_000_000, 64, 64)):
+        X, start = data(n, D, K)
+        T = torch.tensor(X, device="cuda")
+        def fit(cls, points, iterations): return cls(K, max_iter=iterations, tol=0, **start).fit(points)
+        def per_iteration(cls, points, short, long):
+            fit(cls, points[:20_000], 1)
+            times = {i: min(seconds(lambda: fit(cls, points, i))[0] for _ in range(2)) for i in (short, long)}
+            return (times[long] - times[short]) / (long - short)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours, theirs = per_iteration(GaussianMixture, T, 5, 25), per_iteration(sklearn.mixture.GaussianMixture, X, 1, 3)
+            gap = np.abs(fit(GaussianMixture, T, 3).means_.cpu().numpy() - fit(sklearn.mixture.GaussianMixture, X, 3).means_).max()
+        print(f"| {n:7d} | {D:2d} | {K:2d} | {ours * 1e3:.2f} | {theirs * 1e3:.1f} | {theirs / ours:.0f} | {gap:.0e} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="*", help="rows of the table, from 1")
+    parser.add_argument("--quick", action="store_true", help="three pairs, no other peers, no whole fits")
+    arguments = parser.parse_args()
+    with threadpool_limits(THREADS):
+        failed = iterations_table([r - 1 for r in arguments.rows or range(1, len(TABLE) + 1)], 3 if arguments.quick else 5, not arguments.quick)
+        if not arguments.quick and not arguments.rows: whole_fits(3)
+    if not arguments.rows: gpu()
+    sys.exit(f"below the required multiple, or answers apart: rows {[r + 1 for r in failed]}" if failed else 0)
