@@ -2,7 +2,7 @@
 
 - Cells marked `#| eval: false`, or with one of settings.ini's `tst_flags`, are skipped, as nbdev_test does.
 - nbdev_clean removes execution counts, and nbval would then not compare; they are put back.
-- A `;` at the end hides a cell's value. IPython 8 looks for it in the input history, which nbval switches off.
+- A `;` at the end hides a cell's value. IPython 8 looks for it in the input history, which nbval does not write.
 - stderr (warnings, progress bars) and SVG (random ids) are not compared.
 - A notebook's last cell, `nbdev_export()`, becomes a check: the exported module is what this notebook exports.
 """

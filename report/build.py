@@ -5,7 +5,8 @@ them, figures, tables, citations) is done on pandoc's document tree, and Typst s
 report/metadata.yaml holds the title page and the list of chapters.
 
 What is printed of a notebook:
-- its text, except cells tagged `no-pdf` or `solution`;
+- its text, except cells tagged `no-pdf` or `solution`; on a cell that begins with a heading, `no-pdf` leaves out the
+  whole section;
 - figures (`#| label: fig-x` and `#| fig-cap:`) and tables (`#| label: tbl-x` and `#| tbl-cap:`) of cells that are
   neither hidden (`#| hide`) nor tagged `no-pdf`;
 - code that carries out an equation (a line that is no assertion and says `# eq. (`) and code tagged `pdf`, with what
@@ -33,9 +34,10 @@ from report import cells
 from report.run import vector_file
 
 MAX_LINES = 25     # longer cells are not printed without the tag pdf
-MAX_COLUMNS = 98   # characters of code, or of a table's row, that fit on a line
+MAX_COLUMNS = 98   # characters of code that fit on a line
 READER = "markdown-implicit_header_references"
 WRITER = "typst-citations"
+PLACEHOLDER = b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160"><rect width="400" height="160" fill="#ddd"/></svg>'
 ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pytest\.raises|ExceptionExpected))")
 NUMBERED = re.compile(r"\\tag\{([\w.]+)\}")
 EQUATIONS = re.compile(r"(?:^|\W)(?:eqs?\.|equations?)$", re.I)  # a word after which "(3.7)" is an equation's number
@@ -172,6 +174,8 @@ class Notebook:
         for path in places:
             if path.exists():
                 return self.picture(label or cell.id, path.read_bytes(), ".svg")
+        if png is None and self.meta.get("draft"):
+            return self.picture(label, PLACEHOLDER, ".svg")
         if png is None:
             raise BuildError(at, f"no figure: the cell with label fig-{label} has no stored picture, "
                                  f"and figures/{label}.svg does not exist")
@@ -213,11 +217,15 @@ class Notebook:
     def markdown(self, keep=lambda cell: True):
         """The cells for which `keep(cell)` holds, as one Markdown text, each in a division that says where it is."""
         parts = []  # [at, kind of cell or label of the figure it draws, Markdown]
+        left_out = 7  # level of the heading whose section is left out; 7 is none
         for cell in self.nb.cells:
             at = f"{self.path.name} cell {cell.id}"
-            if not self.meta.get("exercises", True) and cell.cell_type == "markdown" and re.match(r"## Exercises\b", cell.source):
-                break
-            if cell.cell_type == "raw" or cells.tags(cell) & {"no-pdf", "solution"} or not keep(cell):
+            heading = re.match(r"(#+) +(.*)", cell.source) if cell.cell_type == "markdown" else None
+            if heading and len(heading[1]) <= left_out:
+                exercises = heading[2].startswith("Exercises") and not self.meta.get("exercises", True)
+                whole = len(heading[1]) > 1 and "no-pdf" in cells.tags(cell)
+                left_out = len(heading[1]) if exercises or whole else 7
+            if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & {"no-pdf", "solution"} or not keep(cell):
                 continue
             text = cell.source.strip() if cell.cell_type == "markdown" else self.code(cell, at)
             label = cells.directives(cell).get("label", "") if cell.cell_type == "code" else ""
@@ -400,18 +408,14 @@ def read_html(tables):
 
 
 def align_numbers(table):
-    """Columns of numbers to the right, the others to the left; widths as the contents need, unless that is too wide."""
+    """Columns of numbers to the right, the others to the left, as wide as the contents need."""
     specs, bodies = table["c"][2], table["c"][4]
     rows = [row[1] for body in bodies for row in body[3]]
-    width = 0
     for i, spec in enumerate(specs):
         column = [plain(row[i][4]).strip() for row in rows if i < len(row)]
-        width += max(map(len, column), default=0) + 3
         number = all(re.fullmatch(r"[-+−±~<>≈]?[\d.,]+ ?(%|[±–-] ?[\d.,]+ ?%?)?|[-–—]?|nan", c) for c in column)
+        spec[1] = {"t": "ColWidthDefault"}
         spec[0] = {"t": "AlignRight" if number and any(column) else "AlignLeft"}
-    if width < MAX_COLUMNS:
-        for spec in specs:
-            spec[1] = {"t": "ColWidthDefault"}
     for cell in (cell for head in [table["c"][3][1], *(b[3] for b in bodies)] for row in head for cell in row[1]):
         cell[1] = {"t": "AlignDefault"}
     return table
@@ -420,8 +424,8 @@ def align_numbers(table):
 class Printer:
     """Turn pandoc's tree of the whole report into one that its Typst writer can set."""
 
-    def __init__(self, root, folder, chapters, keys, strict=True):
-        self.root, self.folder, self.chapters, self.keys, self.strict = root, folder, chapters, keys, strict
+    def __init__(self, root, folder, chapters, keys):
+        self.root, self.folder, self.chapters, self.keys = root, folder, chapters, keys
         self.html, self.labels = {}, {}
         self.alt = {}  # label or file of a figure: its caption as plain text
 
@@ -551,6 +555,8 @@ def markdown(meta, root, folder, only=None):
     if only is None and index.exists():
         intro = Notebook(index, folder, root, meta).markdown(lambda cell: "intro" in cells.tags(cell))
         if intro:
+            intro = re.sub(r"^#+ +Introduction *$", "", intro, flags=re.M)
+            intro = re.sub(r"^#+ +(.+)$", r"## \1 {.unnumbered .unlisted}", intro, flags=re.M)
             parts.append("# Introduction {.unnumbered}\n\n" + intro)
     for number, name in enumerate(meta["chapters"], 1):
         if only is not None and name not in only:
@@ -591,11 +597,11 @@ def typst_source(meta, root, folder, only=None):
     Path(folder, "texts.yaml").write_text(yaml.safe_dump(texts, allow_unicode=True), encoding="utf-8")
     document = read_markdown(markdown(meta, root, folder, only), f"--metadata-file={Path(folder, 'texts.yaml')}")
 
-    printer = Printer(root, folder, only or meta["chapters"], bibliography_keys(bib), strict=only is None)
+    printer = Printer(root, folder, only or meta["chapters"], bibliography_keys(bib))
     rewrite(document, printer.gather)
     printer.html = dict.fromkeys(printer.html) | read_html(list(printer.html))
     formulas = Formulas(document)
-    document = rewrite_lists(document, link_equations(formulas.numbers, strict=only is None))
+    document = rewrite_lists(document, link_equations(formulas.numbers, strict=not meta.get("draft")))
     document = rewrite(document, formulas.place)
     document = rewrite(document, printer.visit)
     document["blocks"] = chapter_heads(document["blocks"])
@@ -607,10 +613,11 @@ def typst_source(meta, root, folder, only=None):
                   "--syntax-highlighting=idiomatic", "--wrap=none")
 
 
-def build(out, root=cells.ROOT, only=None, source=None):
+def build(out, root=cells.ROOT, only=None, source=None, draft=False):
     """Build the PDF `out`; `source` keeps the Typst source too."""
     root = Path(root)
     meta = yaml.safe_load(Path(root, "report", "metadata.yaml").read_text(encoding="utf-8"))
+    meta["draft"] = draft or only is not None
     with tempfile.TemporaryDirectory() as folder:
         text = typst_source(meta, root, folder, only)
         main = Path(folder, "report.typ")
@@ -627,12 +634,13 @@ def build(out, root=cells.ROOT, only=None, source=None):
 @click.command()
 @click.option("--out", default=None, type=click.Path(dir_okay=False, path_type=Path), help="PDF file to write.")
 @click.option("--only", multiple=True, metavar="CHAPTER", help="A draft of these chapters alone, e.g. 02_gmm.")
+@click.option("--draft", is_flag=True, help="Put up with figures and equations that are missing.")
 @click.option("--source", type=click.Path(file_okay=False, path_type=Path), help="Keep the Typst source in this folder.")
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
-def main(out, only, source, root):
+def main(out, only, draft, source, root):
     """Build report.pdf from the notebooks as they are stored."""
     out = out or Path(root, "report.pdf")
-    build(out, root, only or None, source)
+    build(out, root, only or None, source, draft)
     click.echo(f"{out} written")
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COURSE', 'PATH', 'model_option', 'gmm_option', 'out_dir_option', 'device_option', 'seed_option', 'quiet_option',
            'modern_order', 'Number', 'Labels', 'check_device', 'pick_device', 'sigterm_as_ctrl_c', 'say', 'note',
-           'printable', 'end', 'Commands', 'vae_gmm', 'main', 'option', 'check_outputs', 'data', 'next_command',
-           'read_training_files', 'log_epoch', 'write_classifier', 'train', 'similarity', 'test_reconstruction',
-           'scores_text', 'test_classifier', 'describe', 'count_text', 'describe_predictions', 'describe_images',
-           'describe_mixture', 'describe_network', 'describe_tensors', 'info']
+           'count', 'printable', 'end', 'Commands', 'vae_gmm', 'main', 'option', 'check_outputs', 'data',
+           'next_command', 'read_training_files', 'log_epoch', 'write_classifier', 'train', 'similarity',
+           'test_reconstruction', 'scores_text', 'test_classifier', 'describe', 'count_text', 'describe_predictions',
+           'describe_images', 'describe_mixture', 'describe_network', 'describe_tensors', 'info']
 
 # %% ../nbs/06_cli.ipynb #785a5922
 import errno
@@ -108,12 +108,16 @@ def sigterm_as_ctrl_c():
 # %% ../nbs/06_cli.ipynb #335d3b65
 def say(text, **style):
     "A line on standard output; style appears on a terminal only."
-    click.secho(text, **style)
+    click.echo(click.style(text, **style) if style else text)
 
-def note(text, **style):
+def note(text):
     "A line on standard error; if nobody can read it, the work goes on."
     with suppress(OSError):
-        click.secho(text, err=True, **style)
+        click.echo(text, err=True)
+
+def count(n, word):
+    "`1 epoch`, `2 epochs`."
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 def printable(text):
     "The text with escapes for what a terminal would obey or could not show; it may come from a hostile file."
@@ -241,7 +245,7 @@ def data(digits, labels_per_digit, root, out_dir, seed, force, quiet):
     if not quiet:
         for path in paths:
             images, labels = load_npz(path)
-            say(f"{path}: {len(images)} images, {'without labels' if labels is None else 'with labels'}")
+            say(f"{path}: {count(len(images), 'image')}, {'without labels' if labels is None else 'with labels'}")
         say(f"Next: {next_command('train', *paths[:2])}", bold=True)
 
 def next_command(*words):
@@ -323,14 +327,14 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, epochs, batch_size,
     history = clf.history_
     if history.stopped == "interrupted":
         kept = f"the same command goes on from {checkpoint}" if checkpoint else "--checkpoint FILE would have kept the state"
-        raise click.ClickException(f"interrupted after {len(history.rows)} epochs; no model was written ({kept})")
+        raise click.ClickException(f"interrupted after {count(len(history.rows), 'epoch')}; no model was written ({kept})")
     if not history.best_epoch:
         raise click.ClickException(f"{history.stopped}; no model was written; expected a smaller --beta or --batch-size to help")
     clf.fit_gmm(images, val_images, labels)
     write_classifier(clf, model, gmm)
     if not quiet:
-        say(f"Trained for {len(history.rows)} epochs ({history.stopped}) on {len(images)} images.")
-        say(f"{len(clf.classes_)} groups, named {', '.join(map(str, clf.classes_))} by {len(labels)} labelled images.")
+        say(f"Trained for {count(len(history.rows), 'epoch')} ({history.stopped}) on {len(images)} images.")
+        say(f"{len(clf.classes_)} groups, named {', '.join(map(str, clf.classes_))} by {count(len(labels), 'labelled image')}.")
         say(f"Network: {model}\nMixture: {gmm}")
         test_file = train_file.with_name(train_file.name.replace("train", "test"))
         test_file = test_file if test_file != train_file and test_file.exists() else "TEST.npz"
@@ -384,7 +388,8 @@ def scores_text(y_true, y_pred, classes, quiet=False):
     if quiet:
         return lines[0]
     right, n = int((y_true == y_pred).sum()), len(y_true)
-    lines.append(f"{right} of {n} right; 95 % interval of the accuracy %.3f to %.3f" % wilson_interval(right, n))
+    low, high = wilson_interval(right, n)
+    lines.append(f"{right} of {n} right; 95 % interval of the accuracy: {low:.3f} to {high:.3f}")
     width = max(6, *(len(str(c)) + 2 for c in classes))
     lines.append("Confusion matrix, true labels in rows, predicted ones in columns:")
     lines.append(" " * width + "".join(f"{c:>{width}}" for c in classes))
@@ -426,7 +431,7 @@ def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
         if known.any():
             say(scores_text(labels[known], predicted[known], clf.classes_, quiet))
     if not quiet:
-        say(f"Predictions: {out}, {len(predicted)} images")
+        say(f"Predictions: {out}, {count(len(predicted), 'image')}")
 
 # %% ../nbs/06_cli.ipynb #763f256b
 def describe(path):
@@ -461,7 +466,7 @@ def describe_predictions(path):
         labels = [int(line) for line in path.read_text(encoding="ascii").split("\n")[1:-1]]
     except ValueError as err:
         raise InputError(f"{path}: damaged predictions; expected a whole number in each line") from err
-    return [f"predictions of test_classifier for {len(labels)} images", f"labels: {count_text(labels)}"]
+    return [f"predictions of test_classifier for {count(len(labels), 'image')}", f"labels: {count_text(labels)}"]
 
 def describe_images(path, headers):
     from vae_gmm.data import check_labels, read_npz

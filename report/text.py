@@ -1,0 +1,182 @@
+"""The notebooks as one Markdown text, and their pictures as files: the first step of report/build.py.
+
+What is printed of a notebook:
+- its text, except cells tagged `no-pdf` or `solution`; on a cell that begins with a heading, `no-pdf` leaves out the
+  whole section;
+- figures (`#| label: fig-x` and `#| fig-cap:`) and tables (`#| label: tbl-x` and `#| tbl-cap:`) of cells that are
+  neither hidden (`#| hide`) nor tagged `no-pdf`;
+- code that carries out an equation (a line that is no assertion and says `# eq. (`) and code tagged `pdf`, with what
+  it printed. Cells that draw a figure, or are longer than MAX_LINES, show their code only with the tag. With
+  `code: tagged` in report/metadata.yaml the tag alone decides.
+
+report.html has room for everything that is not hidden: the rest of the code and the solutions are folded away.
+"""
+import base64
+import re
+from pathlib import Path
+
+from report import cells
+from report.run import vector_file
+from report.tree import BuildError
+
+MAX_LINES = 25    # longer cells are not printed without the tag pdf
+MAX_COLUMNS = 98  # characters of code that fit on a line
+PLACEHOLDER = b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160"><rect width="400" height="160" fill="#ddd"/></svg>'
+ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pytest\.raises|ExceptionExpected))")
+
+POINTERS = [  # how a notebook speaks of a figure beside the text; in the report, where figures float, by its number
+    (re.compile(r"\b[Tt]he (?:figure below|next figure|following figure)\b"), 1),
+    (re.compile(r"\b[Tt]he (?:figure above|last figure)\b"), -1),
+    (re.compile(r"\bThe figure(?= \w+s\b)"), -1),
+]
+
+
+def division(content, kind, identifier="", **attributes):
+    """`content` as a Markdown division that pandoc hands on; long colons, so that cells may hold divisions."""
+    keys = " ".join(f'{key}="{value}"' for key, value in attributes.items())
+    mark = ":" * (20 if kind == "cell" else 12)
+    return f"{mark} {{.{kind} {'#' + identifier if identifier else ''} {keys}}}\n\n{content}\n\n{mark}"
+
+
+def fenced(text, language):
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return f"{fence} {language}\n{text.rstrip()}\n{fence}"
+
+
+def fit(code):
+    """Move comments closer to the code where a line is too long for the page."""
+    return "\n".join(line if len(line) <= MAX_COLUMNS else re.sub(r"(?<=\S) {2,}#", "  #", line)
+                     for line in code.splitlines())
+
+
+def shows_code(cell, rule="equations"):
+    """Whether the report prints this cell's source: see the rule at the top."""
+    if not cells.echoed(cell) or not cells.code(cell):
+        return False
+    if "pdf" in cells.tags(cell) or rule == "tagged":
+        return "pdf" in cells.tags(cell)
+    lines = cells.code(cell).splitlines()
+    if len(lines) > MAX_LINES or "fig-cap" in cells.directives(cell):
+        return False
+    return any(re.search(r"# eqs?\. \(", line) and not ASSERTION.match(line) for line in lines)
+
+
+class Notebook:
+    """A notebook on its way into the report: its cells as Markdown, its pictures as files."""
+
+    def __init__(self, path, folder, root, meta):
+        self.path, self.folder, self.root, self.meta = Path(path), Path(folder), Path(root), meta
+        self.nb = cells.read(path)
+
+    def picture(self, name, content, suffix):
+        """Write a picture beside the Typst source; its file name there."""
+        path = Path(self.folder, f"{self.path.stem}-{name}{suffix}")
+        path.write_bytes(content)
+        return path.name
+
+    def figure_file(self, cell, at):
+        """The file with the cell's figure: drawn as vectors where there is such a file, otherwise the stored PNG."""
+        label = cells.directives(cell).get("label", "").removeprefix("fig-")
+        png = next((o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})), None)
+        places = [Path(self.root, "figures", f"{name}.svg") for name in (label, label.replace("-", "_"))]
+        if png is not None:
+            places.insert(0, vector_file(png, self.root))
+        for path in places:
+            if path.exists():
+                return self.picture(label or cell.id, path.read_bytes(), ".svg")
+        if png is None and self.meta.get("draft"):
+            return self.picture(label, PLACEHOLDER, ".svg")
+        if png is None:
+            raise BuildError(at, f"no figure: the cell with label fig-{label} has no stored picture, "
+                                 f"and figures/{label}.svg does not exist")
+        return self.picture(label or cell.id, base64.b64decode(png), ".png")
+
+    def figure(self, cell, at):
+        d = cells.directives(cell)
+        if not d.get("label", "").startswith("fig-") or not d.get("fig-cap"):
+            raise BuildError(at, "a figure needs `#| label: fig-name` and `#| fig-cap: ...` (or the tag no-pdf)")
+        return division(d["fig-cap"], "figure", d["label"], file=self.figure_file(cell, at),
+                        alt=d.get("fig-alt", "").replace('"', "'"))
+
+    def outputs(self, cell, at, shown):
+        """The cell's outputs as Markdown: its figure, tables, and, if the code is shown, text."""
+        d, done = cells.directives(cell), False
+        for out in cell.outputs:
+            data = out.get("data", {})
+            table = re.search(r"<table.*?</table>", data.get("text/html", ""), re.S)
+            if "image/png" in data or "image/svg+xml" in data:
+                yield self.figure(cell, at)
+                done = True
+            elif "text/markdown" in data or table:
+                text = data["text/markdown"] if "text/markdown" in data else fenced(table[0], "{=html}")
+                cap = d.get("tbl-cap")
+                yield division(f"{cap}\n\n{text}", "table", d.get("label", "")) if cap else text
+            elif shown and (out.get("name") == "stdout" or "text/plain" in data):
+                yield fenced(out.get("text") or data["text/plain"], "output")
+        if "fig-cap" in d and not done:
+            yield self.figure(cell, at)
+
+    def code(self, cell, at):
+        """A code cell as Markdown; empty if nothing of it is printed."""
+        if cells.hidden(cell):
+            return ""
+        shown = shows_code(cell, self.meta.get("code", "equations"))
+        source = [fenced(fit(cells.code(cell)), "python")] if shown else []
+        return "\n\n".join([*source, *self.outputs(cell, at, shown)])
+
+    def markdown(self, keep=lambda cell: True):
+        """The cells for which `keep(cell)` holds, as one Markdown text, each in a division that says where it is."""
+        parts = []  # [at, kind of cell or label of the figure it draws, Markdown]
+        left_out = 7  # level of the heading whose section is left out; 7 is none
+        for cell in self.nb.cells:
+            at = f"{self.path.name} cell {cell.id}"
+            heading = re.match(r"(#+) +(.*)", cell.source) if cell.cell_type == "markdown" else None
+            if heading and len(heading[1]) <= left_out:
+                exercises = heading[2].startswith("Exercises") and not self.meta.get("exercises", True)
+                whole = len(heading[1]) > 1 and "no-pdf" in cells.tags(cell)
+                left_out = len(heading[1]) if exercises or whole else 7
+            if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & {"no-pdf", "solution"} or not keep(cell):
+                continue
+            text = cell.source.strip() if cell.cell_type == "markdown" else self.code(cell, at)
+            label = cells.directives(cell).get("label", "") if cell.cell_type == "code" else ""
+            if text:
+                parts.append([at, label if label.startswith("fig-") else cell.cell_type, text])
+            elif parts and parts[-1][1] == "markdown":  # the code that this text leads up to is not printed
+                parts[-1][2] = re.sub(r":$", ".", parts[-1][2])
+        point_to_figures(parts)
+        return "\n\n".join(division(text, "cell", at=at) for at, _, text in parts)
+
+
+def point_to_figures(parts):
+    """Let text that speaks of "the figure below" name the figure's number; `parts` as in Notebook.markdown."""
+    kinds = [kind for _, kind, _ in parts]
+    for i, part in enumerate(parts):
+        if part[1] != "markdown":
+            continue
+        after = next((kind for kind in kinds[i + 1:] if kind.startswith("fig-")), None)
+        before = next((kind for kind in reversed(kinds[:i]) if kind.startswith("fig-")), None)
+        for phrase, side in POINTERS:
+            label = after if side > 0 else before
+            if label:
+                part[2] = phrase.sub(f"@{label}", part[2])
+
+
+def markdown(meta, root, folder, only=None):
+    """The whole report as Markdown."""
+    nbs, parts = Path(root, "nbs"), []
+    index = nbs / "index.ipynb"
+    if only is None and index.exists():
+        intro = Notebook(index, folder, root, meta).markdown(lambda cell: "intro" in cells.tags(cell))
+        if intro:
+            intro = re.sub(r"^#+ +Introduction *$", "", intro, flags=re.M)
+            intro = re.sub(r"^#+ +(.+)$", r"## \1 {.unnumbered .unlisted}", intro, flags=re.M)
+            parts.append("# Introduction {.unnumbered}\n\n" + intro)
+    for number, name in enumerate(meta["chapters"], 1):
+        if only is not None and name not in only:
+            continue
+        path = nbs / f"{name}.ipynb"
+        if not path.exists():
+            raise BuildError("report/metadata.yaml", f"chapter {name}: {path} does not exist")
+        parts.append(f"```{{=typst}}\n#start-chapter({number})\n```")
+        parts.append(f"[]{{.chapter name={name}}}\n\n" + Notebook(path, folder, root, meta).markdown())
+    return "\n\n".join(parts) + "\n\n# References {.unnumbered}\n\n::: {#refs}\n:::\n"
