@@ -158,7 +158,8 @@ def main(seeds, only):
                   baselines=dict(about, runs=baselines))
     if only != "seeds":
         split = Split(0)
-        runs = json.loads(path.read_text())["ablations"]["runs"][:1]
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        runs = stored.get("ablations", {}).get("runs", [])[:1]  # the recipe itself
         for setting, value in tqdm([(s, v) for s, values in ABLATIONS.items() for v in values], desc="ablations"):
             runs.append(ablation_row(split, setting, value, fitted(split, 0, **{setting: value})))
             store(path, ablations=dict(about, seed=0, runs=runs))

@@ -30,13 +30,13 @@ def tex_source(tex):
 
 
 class Formulas:
-    """All formulas of a document: found, set in Typst by one run of pandoc, and put in their places with numbers."""
+    """All formulas of a document: found, set by one run of pandoc, and put in their places with numbers."""
 
     def __init__(self, document):
         self.found = {}    # (display, TeX without its number): where it stands first
         self.numbers = {}  # number: where it stands
         rewrite(document, self.find)
-        self.typst = self.convert()
+        self.set = dict(zip(self.found, self.convert(list(self.found))))
 
     def find(self, node, at):
         if node["t"] != "Math":
@@ -53,13 +53,8 @@ class Formulas:
     def source(node):
         return NUMBERED.sub("", node["c"][1]).strip()
 
-    def convert(self):
-        """{(display, TeX): Typst}"""
-        keys = list(self.found)
-        texts = self.to_typst(keys)
-        return dict(zip(keys, texts))
-
-    def to_typst(self, keys):
+    def convert(self, keys):
+        """The formulas `keys` in Typst, in their order."""
         mark = "// formula"
         blocks = []
         for display, tex in keys:
@@ -72,24 +67,35 @@ class Formulas:
             if len(keys) == 1:
                 raise BuildError(self.found[keys[0]], f"a formula cannot be set: {keys[0][1]}\n{err.message}") from None
             half = len(keys) // 2  # find out which
-            return self.to_typst(keys[:half]) + self.to_typst(keys[half:])
+            return self.convert(keys[:half]) + self.convert(keys[half:])
         return [OPERATOR.sub(r"op(\1)", part.strip()) for part in text.split(mark)[:-1]]
 
-    def place(self, node, at):
-        """The Typst source for a formula."""
+    def to_typst(self, node, at):
+        """A visitor for `rewrite`: formulas become Typst."""
         if node["t"] != "Math":
             return None
         tex, display = self.source(node), node["c"][0]["t"] == "DisplayMath"
-        alt, body = json.dumps(" ".join(tex.split()), ensure_ascii=False), self.typst[display, tex]
+        alt, body = json.dumps(" ".join(tex.split()), ensure_ascii=False), self.set[display, tex]
         if not display:
             return [raw(f"#inline-math({alt}, {body})")]
         number = next(iter(NUMBERED.findall(node["c"][1])), None)
         label = f" <eq-{number}>" if number else ""
         return [raw(f"#display-math({alt}, {json.dumps(number) if number else 'none'}, {body}){label}")]
 
+    def to_html(self, node, at):
+        """A visitor for `rewrite`: numbered formulas get their number and a place to link to."""
+        if node["t"] != "Math":
+            return None
+        math = element("Math", node["c"][0], tex_source(self.source(node)))
+        if node["c"][0]["t"] == "InlineMath":
+            return [math]
+        number = next(iter(NUMBERED.findall(node["c"][1])), None)
+        parts = [math, element("Span", ["", ["number"], []], [element("Str", f"({number})")])] if number else [math]
+        return [element("Span", [f"eq-{number}" if number else "", ["equation"], []], parts)]
+
 
 def link_equations(numbers, strict=True):
-    """A function that turns the numbers after "eq." in a list of inlines into links; for `rewrite_lists`."""
+    """A function for `rewrite_lists` that turns the numbers after "eq." in a list of inlines into links."""
     def link(text, at):
         parts = re.split(r"\(([1-9A-Z]\d*\.\d+[a-z]?)\)", text)
         for i, part in enumerate(parts):
@@ -97,7 +103,7 @@ def link_equations(numbers, strict=True):
                 if part:
                     yield element("Str", part)
             elif part in numbers:
-                yield raw(f"#link(<eq-{part}>)[({part})]")
+                yield element("Link", ["", [], []], [element("Str", f"({part})")], [f"#eq-{part}", ""])
             elif strict:
                 raise BuildError(at, f"eq. ({part}) is mentioned, but no equation has this number")
             else:

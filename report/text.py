@@ -98,8 +98,8 @@ class Notebook:
         return division(d["fig-cap"], "figure", d["label"], file=self.figure_file(cell, at),
                         alt=d.get("fig-alt", "").replace('"', "'"))
 
-    def outputs(self, cell, at, shown):
-        """The cell's outputs as Markdown: its figure, tables, and, if the code is shown, text."""
+    def outputs(self, cell, at):
+        """The cell's figures and tables as Markdown."""
         d, done = cells.directives(cell), False
         for out in cell.outputs:
             data = out.get("data", {})
@@ -111,22 +111,35 @@ class Notebook:
                 text = data["text/markdown"] if "text/markdown" in data else fenced(table[0], "{=html}")
                 cap = d.get("tbl-cap")
                 yield division(f"{cap}\n\n{text}", "table", d.get("label", "")) if cap else text
-            elif shown and (out.get("name") == "stdout" or "text/plain" in data):
-                yield fenced(out.get("text") or data["text/plain"], "output")
         if "fig-cap" in d and not done:
             yield self.figure(cell, at)
+
+    @staticmethod
+    def printed(cell):
+        """What the cell printed, as Markdown."""
+        for out in cell.outputs:
+            data = out.get("data", {})
+            if out.get("name") == "stdout" or "text/plain" in data and len(data) == 1:
+                yield fenced(out.get("text") or data["text/plain"], "output")
 
     def code(self, cell, at):
         """A code cell as Markdown; empty if nothing of it is printed."""
         if cells.hidden(cell):
             return ""
         shown = shows_code(cell, self.meta.get("code", "equations"))
-        source = [fenced(fit(cells.code(cell)), "python")] if shown else []
-        return "\n\n".join([*source, *self.outputs(cell, at, shown)])
+        if self.meta["html"] and cells.echoed(cell) and cells.code(cell):
+            source = [division("\n\n".join([fenced(cells.code(cell), "python"), *self.printed(cell)]),
+                               "source" + " .open" * shown)]
+        elif shown:
+            source = [fenced(fit(cells.code(cell)), "python"), *self.printed(cell)]
+        else:
+            source = []
+        return "\n\n".join([*source, *self.outputs(cell, at)])
 
     def markdown(self, keep=lambda cell: True):
         """The cells for which `keep(cell)` holds, as one Markdown text, each in a division that says where it is."""
         parts = []  # [at, kind of cell or label of the figure it draws, Markdown]
+        unwanted = {"no-pdf"} if self.meta["html"] else {"no-pdf", "solution"}
         left_out = 7  # level of the heading whose section is left out; 7 is none
         for cell in self.nb.cells:
             at = f"{self.path.name} cell {cell.id}"
@@ -135,7 +148,7 @@ class Notebook:
                 exercises = heading[2].startswith("Exercises") and not self.meta.get("exercises", True)
                 whole = len(heading[1]) > 1 and "no-pdf" in cells.tags(cell)
                 left_out = len(heading[1]) if exercises or whole else 7
-            if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & {"no-pdf", "solution"} or not keep(cell):
+            if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & unwanted or not keep(cell):
                 continue
             text = cell.source.strip() if cell.cell_type == "markdown" else self.code(cell, at)
             label = cells.directives(cell).get("label", "") if cell.cell_type == "code" else ""
@@ -177,6 +190,5 @@ def markdown(meta, root, folder, only=None):
         path = nbs / f"{name}.ipynb"
         if not path.exists():
             raise BuildError("report/metadata.yaml", f"chapter {name}: {path} does not exist")
-        parts.append(f"```{{=typst}}\n#start-chapter({number})\n```")
-        parts.append(f"[]{{.chapter name={name}}}\n\n" + Notebook(path, folder, root, meta).markdown())
+        parts.append(f"[]{{.chapter name={name} number={number}}}\n\n" + Notebook(path, folder, root, meta).markdown())
     return "\n\n".join(parts) + "\n\n# References {.unnumbered}\n\n::: {#refs}\n:::\n"

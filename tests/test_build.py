@@ -17,6 +17,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from report import build, cells, check, readme
+from report.formulas import Formulas
+from report.run import cleaned
+from report.tree import BuildError, element
 
 ROOT = Path(__file__).resolve().parent.parent
 PNG = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
@@ -63,12 +66,7 @@ def write(path, cell_list):
         cell["id"] = f"c{i}"
     nb = new_notebook(cells=cell_list, metadata={"kernelspec": {
         "display_name": "python3", "language": "python", "name": "python3"}})
-    path.write_text(run_text(nb), encoding="utf-8")
-
-
-def run_text(nb):
-    from report.run import cleaned
-    return cleaned(nb)
+    path.write_text(cleaned(nb), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +174,7 @@ def test_execution_stores_the_same_bytes_again_and_a_failure_stores_nothing(proj
 
     nb = cells.read(path)
     nb.cells.append(new_code_cell("x = 0\n1 / x", id="wrong"))
-    path.write_text(run_text(nb), encoding="utf-8")
+    path.write_text(cleaned(nb), encoding="utf-8")
     before = path.read_bytes()
     done = run()
     assert done.returncode == 1 and path.read_bytes() == before
@@ -208,7 +206,7 @@ def assert_margins_blank(page_list, width=0.08):
 
 def test_the_report_has_its_parts_and_the_same_bytes_again(project):
     for name in "a.pdf", "b.pdf":
-        build.build(project / name, project, source=project / "source")
+        build.build_pdf(project / name, project, source=project / "source")
     assert (project / "a.pdf").read_bytes() == (project / "b.pdf").read_bytes()
     text = (project / "source" / "report.typ").read_text(encoding="utf-8")
     assert "An accuracy of 95.1%." in text
@@ -241,9 +239,8 @@ def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, ce
     cell["id"] = "wrong"
     nb.cells.append(cell)
     nbformat.write(nb, path)
-    meta = build.yaml.safe_load((project / "report" / "metadata.yaml").read_text(encoding="utf-8"))
-    with pytest.raises(build.BuildError) as error:
-        build.typst_source(meta, project, tmp_path)
+    with pytest.raises(BuildError) as error:
+        build.typst_source(build.read_metadata(project), project, tmp_path)
     assert "00_sound.ipynb cell wrong" in error.value.message and message in error.value.message
 
 
@@ -256,13 +253,13 @@ def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, ce
     (r"a\!b", "a b"),
 ])
 def test_formulas_come_out_as_meant(tex, typst_text):
-    formulas = build.Formulas({"blocks": [build.element("Math", {"t": "InlineMath"}, tex)]})
-    assert typst_text in next(iter(formulas.typst.values()))
+    formulas = Formulas({"blocks": [element("Math", {"t": "InlineMath"}, tex)]})
+    assert typst_text in next(iter(formulas.set.values()))
 
 
 def test_this_report_can_be_printed(tmp_path):
     """The report itself: it can be built, nothing stands in a margin, and it is not too long."""
-    build.build(tmp_path / "report.pdf", ROOT, source=tmp_path / "source")
+    build.build_pdf(tmp_path / "report.pdf", ROOT, source=tmp_path / "source")
     page_list = pages(tmp_path / "source")
     assert_margins_blank(page_list)
     assert len(page_list) <= 30

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COURSE', 'PATH', 'model_option', 'gmm_option', 'out_dir_option', 'device_option', 'seed_option', 'quiet_option',
-           'modern_order', 'Number', 'Labels', 'check_device', 'pick_device', 'sigterm_as_ctrl_c', 'say', 'note',
-           'count', 'printable', 'end', 'Commands', 'vae_gmm', 'main', 'option', 'check_outputs', 'data',
+           'modern_order', 'Number', 'Labels', 'check_device', 'pick_device', 'sigterm_as_ctrl_c', 'colour', 'say',
+           'note', 'count', 'printable', 'end', 'Commands', 'vae_gmm', 'main', 'option', 'check_outputs', 'data',
            'next_command', 'read_training_files', 'log_epoch', 'write_classifier', 'train', 'similarity',
            'test_reconstruction', 'scores_text', 'test_classifier', 'describe', 'count_text', 'describe_predictions',
            'describe_images', 'describe_mixture', 'describe_network', 'describe_tensors', 'info']
@@ -106,14 +106,18 @@ def sigterm_as_ctrl_c():
         signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/06_cli.ipynb #335d3b65
+def colour():
+    "For click's `color`: no colour if the user asks for none, else on a terminal only."
+    return False if os.environ.get("NO_COLOR") else None
+
 def say(text, **style):
     "A line on standard output; style appears on a terminal only."
-    click.echo(click.style(text, **style) if style else text)
+    click.echo(click.style(text, **style) if style else text, color=colour())
 
 def note(text):
     "A line on standard error; if nobody can read it, the work goes on."
     with suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(text, err=True, color=colour())
 
 def count(n, word):
     "`1 epoch`, `2 epochs`."
@@ -132,7 +136,7 @@ class Commands(click.Group):
     "Commands that answer every failure with one line and an exit code: 1 failed, 2 misused."
     def main(self, args=None, prog_name=None, **options):
         words = modern_order(sys.argv[1:] if args is None else list(args)) or ["--help"]
-        options |= {"standalone_mode": False, "color": False if os.environ.get("NO_COLOR") else None}
+        options |= {"standalone_mode": False}
         with sigterm_as_ctrl_c(), warnings.catch_warnings():
             warnings.showwarning = lambda message, *args, **kwargs: note(f"Warning: {message}")
             try:

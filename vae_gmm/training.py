@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'TrainConfig', 'train_epoch', 'evaluate', 'make_optimizer', 'History', 'fingerprint',
-           'save_checkpoint', 'load_checkpoint', 'check_batch', 'fit_vae', 'encode', 'decode', 'reconstruct']
+           'save_checkpoint', 'load_checkpoint', 'check_batch', 'fit_vae', 'encode', 'decode', 'reconstruct', 'elbo']
 
 # %% ../nbs/03_training.ipynb #6f286ec3
 import hashlib
@@ -319,3 +319,19 @@ def decode(model, z, batch_size=512):
 def reconstruct(model, x, batch_size=512):
     "The decoder's image of each latent mean: (n, 784) float32 NumPy in [0, 1]."
     return decode(model, encode(model, x, batch_size), batch_size)
+
+# %% ../nbs/03_training.ipynb #b7524cdc
+@torch.inference_mode()
+def elbo(model, x, samples=10, seed=0, batch_size=512):
+    "The evidence lower bound at beta = 1, in nats an image: mean over images (n, 784) and draws of z; without dropout."
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    generator = torch.Generator(device).manual_seed(seed)
+    total = 0.0
+    for batch in x.split(batch_size):
+        batch = batch.to(device)
+        for _ in range(samples):
+            logits, mu, logvar = model(batch, generator=generator, sample=True)
+            total += vae_loss(logits, batch, mu, logvar).elbo.item() * len(batch)
+    model.train(was_training)
+    return total / samples / len(x)
