@@ -27,7 +27,7 @@ ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pyt
 POINTERS = [  # how a notebook speaks of a figure beside the text; in the report, where figures float, by its number
     (re.compile(r"\b[Tt]he (?:figure below|next figure|following figure)\b"), 1),
     (re.compile(r"\b[Tt]he (?:figure above|last figure)\b"), -1),
-    (re.compile(r"\bThe figure(?= \w+s\b)"), -1),
+    (re.compile(r"\bThe figure(?= \w+s\b)"), 0),  # 0: the nearer one, of two equally near ones the one above
 ]
 
 
@@ -166,12 +166,11 @@ def point_to_figures(parts):
     for i, part in enumerate(parts):
         if part[1] != "markdown":
             continue
-        after = next((kind for kind in kinds[i + 1:] if kind.startswith("fig-")), None)
-        before = next((kind for kind in reversed(kinds[:i]) if kind.startswith("fig-")), None)
+        figures = [(j - i, kind) for j, kind in enumerate(kinds) if kind.startswith("fig-")]
         for phrase, side in POINTERS:
-            label = after if side > 0 else before
-            if label:
-                part[2] = phrase.sub(f"@{label}", part[2])
+            near = min((f for f in figures if f[0] * side >= 0), key=lambda f: (abs(f[0]), f[0]), default=None)
+            if near:
+                part[2] = phrase.sub(f"@{near[1]}", part[2])
 
 
 def markdown(meta, root, folder, only=None):

@@ -224,6 +224,19 @@ def test_the_report_has_its_parts_and_the_same_bytes_again(project):
     assert_margins_blank(pages(project / "source"))
 
 
+def test_the_report_is_one_html_file_too(project):
+    build.build_html(project / "a.html", project)
+    build.build_html(project / "b.html", project)
+    page = (project / "a.html").read_text(encoding="utf-8")
+    assert page == (project / "b.html").read_text(encoding="utf-8")
+    assert "<math" in page and 'id="eq-1.1"' in page and 'href="#eq-1.1"' in page
+    assert "Figure\u00a01" in page and "Table\u00a01" in page and "It is two." in page
+    assert page.count('<details class="source" open>') == 2 < page.count('<details class="source">')
+    assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', page)  # nothing beside the file
+    targets, places = set(re.findall(r'href="#([^"]+)"', page)), re.findall(r' id="([^"]+)"', page)
+    assert targets <= set(places) and len(places) == len(set(places))
+
+
 @pytest.mark.parametrize("cell, message", [
     (md("By eq. (1.7) it follows."), "eq. (1.7) is mentioned"),
     (md("$$\na \\tag{1.1}\n$$"), "equation (1.1) is already numbered"),
@@ -246,6 +259,7 @@ def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, ce
 
 @pytest.mark.parametrize("tex, typst_text", [
     (r"|\Sigma|^{1/2}", "lr(|Sigma|)"),
+    (r"\lvert\hat p - p\rvert", "lr(|hat(p) - p|)"),
     (r"p(x|z)\,q(z|x)", r"p \( x \| z \) thin q \( z \| x \)"),
     (r"\operatorname{KL}(q)", r'op("KL") \( q \)'),
     (r"x_{\text{max}}", 'upright("max")'),

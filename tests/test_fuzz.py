@@ -6,7 +6,6 @@ other half an array is damaged and the archive around it made anew. The random n
 """
 import io
 import json
-import os
 import pickle
 import re
 import resource
@@ -14,6 +13,7 @@ import signal
 import sys
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,8 +100,8 @@ def limits(memory):
     def too_long(*_):
         raise AssertionError("ten seconds of computing on one file")
 
-    status = open("/proc/self/statm").read() if os.path.exists("/proc/self/statm") else "0"
-    now = int(status.split()[0]) * resource.getpagesize()
+    statm = Path("/proc/self/statm")  # on Linux, the memory in use in pages
+    now = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
     before, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGPROF, too_long)
     if now:
         resource.setrlimit(resource.RLIMIT_AS, (now + memory, before[1]))
@@ -126,6 +126,7 @@ def fuzz(loaders, good, n, change, path, seed):
     with limits(2**29) as renew:
         for i in range(n):
             bad = change(good, rng)
+            path.unlink()  # some file systems are slow to write over a file
             path.write_bytes(bad)
             for load in loaders:
                 renew()
