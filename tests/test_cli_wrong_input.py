@@ -4,13 +4,17 @@ A row says what to prepare in a folder of good files, what to type, and what the
 the exit code (1 failed, 2 misused), one line on standard error and nothing on standard output, no new file, and that
 every file that was there is as it was. The processes run two at a time.
 """
+import ctypes
 import io
 import os
 import pickle
 import resource
+import subprocess
 import sys
+import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -281,10 +285,29 @@ if sys.platform == "linux":
     case("a pipe", "info pipe", "pipe: is not a regular file")(lambda folder: os.mkfifo(folder / "pipe"))
     plain("a name that is no text", ["info", b"caf\xe9 \xff"], "no such file", "caf\\udce9 \\udcff")
     plain("a name that is too long", ["info", "n" * 5000], "File name too long")
-if hasattr(os, "geteuid") and os.geteuid():  # root may read and write everything
-    case("no permission to read", "info secret", "secret: cannot be read (Permission denied)")(
+
+
+def no_privileges():
+    """For preexec_fn: root, too, has to have permission. (Takes two rights from what a started program may have.)"""
+    with suppress(AttributeError, OSError):  # not on Linux
+        for right in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            ctypes.CDLL(None).prctl(24, right, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def permissions_hold():
+    """Whether a program started with `no_privileges` is kept from reading a file without permission."""
+    with tempfile.NamedTemporaryFile() as file:
+        os.chmod(file.name, 0)
+        return subprocess.run(["cat", file.name], preexec_fn=no_privileges, stderr=subprocess.DEVNULL).returncode != 0
+
+
+if permissions_hold():
+    case("no permission to read", "info secret", "secret: cannot be read (Permission denied)", preexec_fn=no_privileges)(
         lambda folder: (content("secret", b"1")(folder), (folder / "secret").chmod(0)))
-    case("no permission to write", RECON, "vae_reconstructed.npz: cannot be written")(lambda folder: folder.chmod(0o555))
+    case("no permission to read TRAIN", TRAIN, "train.npz: cannot be read (Permission denied)", "expected an npz file", preexec_fn=no_privileges)(
+        lambda folder: (content("train.npz", b"1")(folder), (folder / "train.npz").chmod(0)))
+    case("no permission to write", RECON, "vae_reconstructed.npz: cannot be written (Permission denied)", preexec_fn=no_privileges)(
+        lambda folder: folder.chmod(0o555))
 
 
 def state(folder):

@@ -187,7 +187,7 @@ def main():
     vae_gmm()
 
 # %% ../nbs/06_cli.ipynb #f95f1a16
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # whether a file can be read is seen, and said, on reading it
 
 def option(*names, **settings):
     "A click option whose help shows the default."
@@ -465,6 +465,7 @@ def count_text(labels, most=20):
 
 # %% ../nbs/06_cli.ipynb #0ee12fa4
 def describe_predictions(path):
+    "Lines about a vae.csv: how often each label was predicted."
     from vae_gmm.data import InputError
     try:
         labels = [int(line) for line in path.read_text(encoding="ascii").split("\n")[1:-1]]
@@ -473,6 +474,7 @@ def describe_predictions(path):
     return [f"predictions of test_classifier for {count(len(labels), 'image')}", f"labels: {count_text(labels)}"]
 
 def describe_images(path, headers):
+    "Lines about an npz with `data`, whose arrays' shapes and types are `headers`; only `labels` is read."
     from vae_gmm.data import check_labels, read_npz
     shape, dtype = headers["data"]
     lines = ["reconstructed images, in [0, 1]" if dtype.kind == "f" else "images", f"data: {shape} {dtype}"]
@@ -482,18 +484,21 @@ def describe_images(path, headers):
     return lines + [f"labels: {count_text(labels.tolist())}"]
 
 def describe_mixture(path):
+    "Lines about a mixture: its groups, their labels, and the network it belongs to."
     from vae_gmm.classifier import load_gmm
     gmm, labels, written_for = load_gmm(path)
     return [f"mixture of {len(labels)} groups in {gmm.means_.shape[1]} dimensions",
             f"labels: {', '.join(map(str, labels))}", f"belongs to the network {written_for}"]
 
 def describe_network(path):
+    "Lines about a network: its size and its name, the fingerprint of its weights."
     from vae_gmm.classifier import load_vae, model_id
     from vae_gmm.vae import count_parameters
     vae = load_vae(path)
     return [f"network with {vae.latent_dim} latent dimensions and {count_parameters(vae):,} parameters", f"name: {model_id(vae)}"]
 
 def describe_tensors(path):
+    "Lines about a safetensors file: a network, or a checkpoint of training."
     from vae_gmm.classifier import safetensors_header
     from vae_gmm.data import InputError
     from vae_gmm.training import CHECKPOINT_FORMAT
