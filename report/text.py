@@ -145,9 +145,9 @@ class Notebook:
             at = f"{self.path.name} cell {cell.id}"
             heading = re.match(r"(#+) +(.*)", cell.source) if cell.cell_type == "markdown" else None
             if heading and len(heading[1]) <= left_out:
-                exercises = heading[2].startswith("Exercises") and not self.meta.get("exercises", True)
+                listed = heading[2].strip() in self.meta.get("leave-out", []) and not self.meta["html"]
                 whole = len(heading[1]) > 1 and "no-pdf" in cells.tags(cell)
-                left_out = len(heading[1]) if exercises or whole else 7
+                left_out = len(heading[1]) if listed or whole else 7
             if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & unwanted or not keep(cell):
                 continue
             text = cell.source.strip() if cell.cell_type == "markdown" else self.code(cell, at)

@@ -276,4 +276,4 @@ def test_this_report_can_be_printed(tmp_path):
     build.build_pdf(tmp_path / "report.pdf", ROOT, source=tmp_path / "source")
     page_list = pages(tmp_path / "source")
     assert_margins_blank(page_list)
-    assert len(page_list) <= 30
+    assert len(page_list) <= 25
