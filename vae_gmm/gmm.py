@@ -6,10 +6,10 @@
 __all__ = ['ILL_DEFINED', 'PIECE', 'CONSTRAINTS', 'gaussian_log_pdf', 'm_step', 'log_joint', 'e_step', 'restrict',
            'precision_cholesky', 'column_statistics', 'merge_statistics', 'standard_scale', 'Parameters', 'differences',
            'posterior', 'weighted_sums', 'add_up', 'block_sums', 'update', 'feature_pairs', 'feature_count',
-           'feature_weights', 'features', 'FeatureMemory', 'softmax_in_place', 'times_features', 'FeatureProducts',
-           'unpack', 'rounding_risk', 'single_threaded_blas', 'Crew', 'inverse_factors', 'gap_patterns',
-           'observed_part', 'missing_sums', 'with_features', 'plain_task', 'Points', 'initial_resp', 'start_from_resp',
-           'precision_factor', 'check_weights', 'check_means', 'check_precisions', 'check_tensor',
+           'feature_weights', 'features', 'FeatureMemory', 'softmax_in_place', 'sum_of_logs', 'times_features',
+           'FeatureProducts', 'unpack', 'rounding_risk', 'single_threaded_blas', 'Crew', 'inverse_factors',
+           'gap_patterns', 'observed_part', 'missing_sums', 'with_features', 'plain_task', 'Points', 'initial_resp',
+           'start_from_resp', 'precision_factor', 'check_weights', 'check_means', 'check_precisions', 'check_tensor',
            'log_joint_by_blocks', 'ArraySource', 'pieces_of_file', 'pieces_of_array', 'spool', 'StartRows',
            'BlockReader', 'BlockSource', 'standardised', 'GaussianMixture', 'fit_best']
 
@@ -236,7 +236,7 @@ def feature_count(D, covariance_type):
 
 def feature_weights(p, covariance_type):
     "W of eq. (3.28): one row of coefficients per component, eq. (3.27)."
-    D, constants = p.means.shape[1], p.log_constants(covariance_type)
+    D, constants = p.means.shape[1], np.maximum(p.log_constants(covariance_type), -1e300)      # a weight of 0: -inf times 0 is NaN
     if covariance_type in ("full", "tied"):
         P = p.chol @ np.swapaxes(p.chol, -1, -2)
         linear = (P @ p.means[:, :, None])[:, :, 0]
@@ -266,9 +266,13 @@ class FeatureMemory:
         "Views for a block of `b` points."
         Q, F, D, K = self.F - 1 - self.D, self.F, self.D, self.K
         rows = self.memory[: (F + D + K + 2) * b].reshape(-1, b)
-        self.b, self.Phi, self.z, self.cyclic = b, rows[:F], rows[Q + 1: F], rows[Q + 1: F + D // 2]
+        self.b, self.Phi, self.z = b, rows[:F], rows[Q + 1: F]
         self.y, self.a, (self.m, self.s) = rows[F: F + D], rows[F + D: F + D + K], rows[F + D + K:]
         self.Phi[Q] = 1
+        if self.type == "full":
+            self.cyclic, half = rows[Q + 1: F + D // 2], (D + 1) // 2
+            self.ahead = np.ndarray((half, D, b), float, self.cyclic, 0, (8 * b, 8 * b, 8))      # ahead[d, j] is z_(j+d)
+            self.diagonals = self.Phi[: half * D].reshape(half, D, b)
 
     def fill(self, Z):
         "The features of the points `Z` (D, b)."
@@ -277,30 +281,31 @@ class FeatureMemory:
         self.z[:] = Z
         if self.type == "full":
             self.cyclic[D:] = Z[: D // 2]
-            for d in range(D // 2 + 1):
-                count = D // 2 if 2 * d == D else D
-                np.multiply(self.cyclic[:count], self.cyclic[d: d + count], out=Phi[d * D: d * D + count])
+            np.multiply(self.z, self.ahead, out=self.diagonals)
+            if D % 2 == 0: np.multiply(self.z[: D // 2], self.z[D // 2:], out=Phi[D * D // 2: D * (D + 1) // 2])
         elif self.type == "diag": np.multiply(self.z, self.z, out=Phi[:D])
         elif self.type == "spherical": np.einsum("ji,ji->i", self.z, self.z, out=Phi[0])
 
 # %% ../nbs/02_gmm.ipynb #b30deb46
 def softmax_in_place(a, m, s):
-    "Turn `a` (K, b) = log pi_c + log N into responsibilities and `m` (b,) into log p(x_i); `s` (b,) is scratch. Eq. (3.21)."
+    "Turn `a` (K, b) = log pi_c + log N into responsibilities; log p(x_i) is then `m` + log `s` (b,). Eq. (3.21)."
     np.maximum.reduce(a, axis=0, out=m)
     np.subtract(a, m, out=a)
     np.exp(a, out=a)
     np.add.reduce(a, axis=0, out=s)
     np.divide(a, s, out=a)
-    np.add(m, np.log(s, out=s), out=m)
+
+def sum_of_logs(s):
+    "sum_i log s_i of (b,) numbers from 1 to K: the logarithms of products of 16, which are below K^16."
+    whole = len(s) // 16 * 16
+    return np.log(np.multiply.reduce(s[:whole].reshape(16, -1), axis=0)).sum() + np.log(s[whole:]).sum()
 
 def times_features(a, Phi):
-    "a Phi^T (K, F). Components without a share in the block are left out; few rows are taken one by one, BLAS is slow at them."
+    "a Phi^T (K, F); components without a share in the block are left out."
     rows = np.flatnonzero(np.maximum.reduce(a, axis=1) > 1e-22)
-    if len(rows) == len(a) > 4: return a @ Phi.T
+    if len(rows) == len(a): return a @ Phi.T
     out = np.zeros((len(a), len(Phi)))
-    if len(rows) > 4: out[rows] = a[rows] @ Phi.T
-    else:
-        for c in rows: np.matmul(Phi, a[c], out=out[c])
+    out[rows] = a[rows] @ Phi.T
     return out
 
 class FeatureProducts(FeatureMemory):
@@ -309,19 +314,15 @@ class FeatureProducts(FeatureMemory):
     def log_joint(self, Z, W):
         "W Phi, up to the quadratic term of tied covariances."
         self.fill(Z)
-        if self.K > 4: return np.matmul(W, self.Phi, out=self.a)
-        for c in range(self.K): np.matmul(W[c], self.Phi, out=self.a[c])
-        return self.a
+        return np.matmul(W, self.Phi, out=self.a)
 
     def products(self, Z, w, W, chol):
         "The log-likelihood of the block `Z` (D, b) with weights `w` (b,) or None, and R Phi^T (K, F)."
-        a, m = self.log_joint(Z, W), self.m
-        softmax_in_place(a, m, self.s)
-        if self.type == "tied":
-            np.matmul(chol.T, self.z, out=self.y)
-            m -= 0.5 * np.einsum("ji,ji->i", self.y, self.y, out=self.s)
-        if w is None: return m.sum(), times_features(a, self.Phi)
-        return m @ w, times_features(np.multiply(a, w / w.max(), out=a), self.Phi) * w.max()
+        a, m, s = self.log_joint(Z, W), self.m, self.s
+        softmax_in_place(a, m, s)
+        if self.type == "tied": m -= 0.5 * (np.matmul(chol.T, self.z, out=self.y) ** 2).sum(axis=0)
+        if w is None: return m.sum() + sum_of_logs(s), times_features(a, self.Phi)
+        return (m + np.log(s)) @ w, times_features(np.multiply(a, w / w.max(), out=a), self.Phi) * w.max()
 
 # %% ../nbs/02_gmm.ipynb #f1200826
 def unpack(total, D, covariance_type, scatter=None):
@@ -377,7 +378,8 @@ class Crew:
 
     def __exit__(self, *exc): self.stack.close()
 
-    def __call__(self, task, n):
+    def __call__(self, task, n, alone=False):
+        if alone: return [task(i) for i in range(n)]
         results, turns = [None] * n, iter(range(n))
         def work():
             for i in turns: results[i] = task(i)
@@ -470,9 +472,9 @@ class Points:
         return (self.Z if self.w is None else self.Z * self.w) @ self.Z.T
 
     def cut(self, numbers):
-        "Blocks (lo, hi) with `numbers` numbers a point within a megabyte, in up to 16 groups; an even count, for two cores."
+        "Blocks (lo, hi) for `numbers` numbers a point, in up to 16 groups; an even count, for two cores."
         if numbers not in self.cuts:
-            count = -(-self.n // max((2**17 if self.xp is np else 2**25) // numbers, 128))
+            count = -(-self.n // max((2**25 if self.xp is not np else 2**17 if numbers < 128 else 2**20) // numbers, 128))
             bounds = np.linspace(0, self.n, count + (count > 1) * count % 2 + 1).astype(int).tolist()
             blocks = list(zip(bounds[:-1], bounds[1:]))
             groups = np.linspace(0, len(blocks), min(len(blocks), 16) + 1).astype(int)
@@ -494,7 +496,7 @@ class Points:
         groups, size = self.cut(F + K + 4 if fast else 3 * K * self.D)
         if fast and arrange and K > 4 and F > 128: self.arrange(p, groups, size, crew)
         task = with_features(self, p, size, lambda kernel, *block: kernel.products(*block, p.chol)) if fast else plain_task(self, p)
-        loglik, *sums = add_up(crew(lambda i: add_up(task(lo, hi) for lo, hi in groups[i]), len(groups)))
+        loglik, *sums = add_up(crew(lambda i: add_up(task(lo, hi) for lo, hi in groups[i]), len(groups), alone=fast and F < 128))
         if fast: return float(loglik), unpack(sums[0], self.D, self.type, self.scatter if self.type == "tied" else None), 0.0
         return float(loglik), [_numpy(s) for s in sums], p.means
 
@@ -920,7 +922,7 @@ class _Loop:
         resume = self.warm_start and hasattr(self, "converged_")
         given, random_state = (None, None) if resume else (self._given(source.D), check_random_state(self.random_state))
         best = None
-        with Crew(None if source.work * self.n_components > 2**16 else 1) as crew:
+        with Crew(None if source.work * self.n_components > 2**18 else 1) as crew:
             for init in range(1 if resume else self.n_init):
                 self._say_start(init)
                 start = self._resume(source) if resume else self._start(source, given, random_state)
