@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'TrainConfig', 'train_epoch', 'evaluate', 'make_optimizer', 'History', 'fingerprint',
-           'save_checkpoint', 'load_checkpoint', 'check_batch', 'fit_vae', 'encode', 'decode', 'reconstruct', 'elbo']
+           'save_checkpoint', 'remove_leftovers', 'load_checkpoint', 'check_batch', 'fit_vae', 'encode', 'decode',
+           'reconstruct', 'elbo']
 
 # %% ../nbs/03_training.ipynb #6f286ec3
+import glob
 import hashlib
 import json
 import math
@@ -19,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .data import InputError, SubsetImagesFromNPZ, add_noise, augment_batch, replacing
 from .vae import VAE, vae_loss
@@ -143,11 +145,17 @@ def save_checkpoint(path, model, best, optimizer, scheduler, history, config, tr
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     meta = dict(format=CHECKPOINT_FORMAT, config=asdict(config), train=train_id, history=asdict(history),
                 scheduler=scheduler.state_dict(), groups=optimizer_state["param_groups"])
-    with replacing(path) as part:
-        try:
-            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, metadata={"vae_gmm": json.dumps(meta)})
-        except SafetensorError as err:  # a full disk, for one
-            raise InputError(f"{path}: the checkpoint cannot be written ({err})") from err
+    content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, {"vae_gmm": json.dumps(meta)})
+    with replacing(path) as part, open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk, and not only on its way there, before it takes the old one's place
+
+# %% ../nbs/03_training.ipynb #470af0e0
+def remove_leftovers(path):
+    "Remove what killed runs had half written beside their checkpoint."
+    for part in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 # %% ../nbs/03_training.ipynb #bd78e606
 def _read_checkpoint(path):
@@ -187,6 +195,8 @@ def load_checkpoint(path, model, optimizer, scheduler, config, train_id=""):
             if value.ndim:  # in the memory layout of its parameter: Adam's fused kernel reads them side by side
                 value = torch.empty_like(parameters[int(i)]).copy_(value)
             state.setdefault(int(i), {})[name] = value
+        if [set(state[i]) for i in range(len(parameters))] != [{"step", "exp_avg", "exp_avg_sq"}] * len(parameters):
+            raise KeyError("Adam's running means")
         history = History(**meta["history"])
         optimizer.load_state_dict({"state": state, "param_groups": meta["groups"]})
         scheduler.load_state_dict(meta["scheduler"])
@@ -254,6 +264,8 @@ def fit_vae(
     with torch.random.fork_rng(), tqdm(total=config.epochs, disable=None if progress is None else not progress,
                                        unit="epoch", leave=False) as bar:
         torch.manual_seed(config.seed)
+        if checkpoint is not None:
+            remove_leftovers(checkpoint)
         if resume and checkpoint is not None and Path(checkpoint).exists():
             best, history = load_checkpoint(checkpoint, model, optimizer, scheduler, config, train_id)
             bar.update(len(history.rows))
