@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+from html import escape
 from pathlib import Path
 
 import click
@@ -214,7 +215,10 @@ class HtmlPrinter(Printer):
         return [element("Strong", [element("Str", self.numbers[label] + ".")]), {"t": "Space"}, *caption]
 
     def source(self, blocks, is_open):
-        start = f'<details class="source"{" open" * is_open}><summary>Code</summary>'
+        code = plain(blocks[0])
+        name = re.search(r"^(?:def|class) (\w+)", code, re.M) or re.search(r"^\s*(.+)", code)
+        start = (f'<details class="source"{" open" * is_open}>'
+                 f'<summary>Code <code>{escape(name[1])}</code></summary>')
         return [raw(start, "RawBlock", "html"), *blocks, raw("</details>", "RawBlock", "html")]
 
     def reference(self, label):
@@ -230,9 +234,23 @@ class HtmlPrinter(Printer):
         return [element("Div", ["", ["lead"], []], blocks)]
 
 
-def bibliography_keys(path):
-    """The keys of a BibTeX file."""
-    return {entry["id"] for entry in json.loads(pandoc("", "-f", "bibtex", "-t", "csljson", path))}
+def bibliography(path):
+    """The entries of a BibTeX file: {key: family names of the authors}."""
+    entries = json.loads(pandoc("", "-f", "bibtex", "-t", "csljson", path))
+    return {entry["id"]: {author.get("family") for author in entry.get("author", [])} for entry in entries}
+
+
+def name_once(authors):
+    """A function for `rewrite_lists`: after the author's name in the text, a citation gives the year alone."""
+    def cites(nodes, at):
+        for before, space, node in zip(nodes, nodes[1:], nodes[2:]):
+            if node["t"] == "Cite" and space["t"] in ("Space", "SoftBreak") and before["t"] == "Str":
+                citation = node["c"][0][0]
+                if before["c"] in authors.get(citation["citationId"], set()) | {"others"}:
+                    citation["citationMode"] = {"t": "SuppressAuthor"}
+        return nodes
+
+    return cites
 
 
 def fill(words, root):
@@ -280,22 +298,23 @@ def document_tree(meta, root, folder, only=None):
     Path(folder, "texts.yaml").write_text(yaml.safe_dump(texts, allow_unicode=True), encoding="utf-8")
     document = read_markdown(text.markdown(meta, root, folder, only), f"--metadata-file={Path(folder, 'texts.yaml')}")
 
-    keys = bibliography_keys(Path(root, "report", "references.bib"))
-    printer = (HtmlPrinter if meta["html"] else TypstPrinter)(root, folder, only or meta["chapters"], keys)
+    authors = bibliography(Path(root, "report", "references.bib"))
+    printer = (HtmlPrinter if meta["html"] else TypstPrinter)(root, folder, only or meta["chapters"], authors.keys())
     printer.prepare(document)
     formulas = Formulas(document)
     document = rewrite_lists(document, link_equations(formulas.numbers, strict=not meta["draft"]))
+    document = rewrite_lists(document, name_once(authors))
     document = rewrite(document, formulas.to_html if meta["html"] else formulas.to_typst)
     document = rewrite(document, printer.visit)
     document["blocks"] = printer.chapters_in(document["blocks"])
     return document
 
 
-def write_document(document, root, template, *options):
+def write_document(document, meta, root, template, *options):
     """The tree as text in a target format, with citations."""
     return pandoc(json.dumps(document), "-f", "json", "--standalone", f"--template={template}", "--wrap=none",
                   "--citeproc", f"--bibliography={Path(root, 'report', 'references.bib')}",
-                  "--metadata=link-citations:true", *options)
+                  "--metadata=link-citations:true", f"--metadata=lang:{meta.get('language', 'en-GB')}", *options)
 
 
 def typst_source(meta, root, folder, only=None):
@@ -303,7 +322,7 @@ def typst_source(meta, root, folder, only=None):
     document = document_tree(meta, root, folder, only)
     template = Path(folder, "template.typ")
     template.write_text(typst_template(meta), encoding="utf-8")
-    source = write_document(document, root, template, "-t", WRITER, "--syntax-highlighting=idiomatic")
+    source = write_document(document, meta, root, template, "-t", WRITER, "--syntax-highlighting=idiomatic")
     Path(folder, "report.typ").write_text(source, encoding="utf-8")
     shutil.copy(Path(root, "report", "layout.typ"), folder)
 
@@ -327,10 +346,9 @@ def build_html(out, root=cells.ROOT, only=None, draft=False):
     meta = read_metadata(root, html=True, draft=draft or only is not None)
     with tempfile.TemporaryDirectory() as folder:
         document = document_tree(meta, root, folder, only)
-        page = write_document(document, root, Path(root, "report", "layout.html"), "-t", "html5", "--mathml",
+        page = write_document(document, meta, root, Path(root, "report", "layout.html"), "-t", "html5", "--mathml",
                               "--embed-resources", f"--resource-path={Path(root, 'nbs')}", "--toc", "--toc-depth=2",
-                              "--number-sections", f"--metadata=lang:{meta.get('language', 'en-GB')}",
-                              f"--metadata=pagetitle:{meta['title']}",
+                              "--number-sections", f"--metadata=pagetitle:{meta['title']}",
                               *(f"--variable=author:{author['name']}" for author in meta["authors"]))
     Path(out).write_text(page, encoding="utf-8")
 

@@ -77,7 +77,8 @@ class Formulas:
             return None
         tex, display = self.source(node), node["c"][0]["t"] == "DisplayMath"
         alt, body = json.dumps(" ".join(tex.split()), ensure_ascii=False), self.set[display, tex]
-        if not display:
+        if not display:  # a line may end at a relation, but not at the bar of p(x | z)
+            body = re.sub(r"\bdivides\b", 'thick class("normal", divides) thick', body)
             return [raw(f"#inline-math({alt}, {body})")]
         number = next(iter(NUMBERED.findall(node["c"][1])), None)
         label = f" <eq-{number}>" if number else ""

@@ -50,7 +50,7 @@ def plain(node):
         return content
     if kind in ("Space", "SoftBreak", "LineBreak"):
         return " "
-    if kind in ("Code", "Math", "RawInline"):
+    if kind in ("Code", "CodeBlock", "Math", "RawInline"):
         return content[1]
     if kind == "Cite":
         return plain(content[1])
