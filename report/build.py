@@ -20,7 +20,7 @@ import click
 import typst
 import yaml
 
-from report import cells, text
+from report import cells, mathml, text
 from report.formulas import WRITER, Formulas, link_equations
 from report.tree import BuildError, element, pandoc, plain, raw, read_markdown, rewrite, rewrite_lists
 
@@ -350,6 +350,8 @@ def build_html(out, root=cells.ROOT, only=None, draft=False):
                               "--embed-resources", f"--resource-path={Path(root, 'nbs')}", "--toc", "--toc-depth=2",
                               "--number-sections", f"--metadata=pagetitle:{meta['title']}",
                               *(f"--variable=author:{author['name']}" for author in meta["authors"]))
+    page = mathml.space_names(page)
+    page = page.replace("<style>\n", "<style>\n" + mathml.font(page) + "\n", 1)
     Path(out).write_text(page, encoding="utf-8")
 
 

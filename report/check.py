@@ -1,10 +1,10 @@
 """Check that what is derived agrees with its source: `python -m report.check`.
 
-- notebooks are clean (nbdev_clean would change nothing) and small;
+- notebooks are clean (nbdev_clean would change nothing), small, and GitHub can show their outputs and formulas;
 - vae_gmm/ holds what nbdev_export writes from them, and nothing else;
-- README.md is what report/readme.py writes from nbs/index.ipynb;
+- README.md and its small pictures are what report/readme.py makes of nbs/index.ipynb and the others;
 - relative links lead to files; prose is spelled correctly, in British English;
-- no file in nbs/ or vae_gmm/ is unknown to git.
+- no file in nbs/, vae_gmm/ or figures/ is unknown to git.
 
 nbdev works on a copy in a temporary folder: nothing here alters the working tree.
 """
@@ -107,6 +107,9 @@ def check_readme(root):
         return
     same = path.exists() and path.read_text(encoding="utf-8") == readme.render(cells.read(index))
     yield "README.md", None if same else "not what nbs/index.ipynb gives: run make readme"
+    for path, source in readme.thumbnails(root).items():
+        current = source and readme.remembered(path) == readme.fingerprint(source)
+        yield f"picture {path.name}", None if current else "not what its notebook has stored: run make readme"
 
 
 def _prose(root):
@@ -123,6 +126,30 @@ def check_links(root):
     dead = [f"{name}: {target}" for name, folder, text in _prose(root) for target in readme.links(text)
             if not (folder / target).exists()]
     yield "links", "no such file\n  " + "\n  ".join(dead) if dead else None
+
+
+GITHUB = {  # what GitHub's Markdown or its MathJax does not show as Jupyter does, and what to write
+    r"\\\|": r"\lVert and \rVert for \|",
+    r"\\operatorname\*": r"\operatorname with \limits, or \arg\max, for \operatorname*",
+    r"\$\$?\s*\\begin\{(?:align|equation|gather)\*?\}": "aligned inside $$, or the environment without $$",
+}
+
+
+def unshown_formulas(text):
+    """What in the formulas of Markdown `text` GitHub would not show, each with what to write."""
+    text = re.sub(r"^ *(```+|~~~+).*?^ *\1 *$|`[^`\n]+`", "", text, flags=re.M | re.S)
+    yield from (f"write {better}" for pattern, better in GITHUB.items() if re.search(pattern, text))
+    for inline in re.findall(r"(?<!\\)\$([^$\n]+)(?<!\\)\$", re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)):
+        if inline != inline.strip():
+            yield f"no blank beside the $ of ${inline}$"
+
+
+def check_github(root):
+    found = [f"{name}: {problem}" for name, _, text in _prose(root) for problem in unshown_formulas(text)]
+    yield "formulas", "GitHub does not show them\n  " + "\n  ".join(found) if found else None
+    widgets = [f"{path.name}/{cell.id}" for path in cells.notebooks(root) for cell in cells.read(path).cells
+               for out in cell.get("outputs", []) if "application/vnd.jupyter.widget-view+json" in out.get("data", {})]
+    yield "widgets", "outputs that only a running Jupyter shows: " + ", ".join(widgets) if widgets else None
 
 
 def _misspelled(root, texts, *options):
@@ -172,9 +199,9 @@ def check_spelling(root):
 
 
 def check_known(root):
-    """Files of the notebooks and the package that git does not know; nothing to say outside a git checkout."""
+    """Files of the notebooks, the package and the figures that git does not know; nothing to say outside a git checkout."""
     try:
-        git = subprocess.run(["git", "ls-files", "--others", "--exclude-standard", "--", "nbs",
+        git = subprocess.run(["git", "ls-files", "--others", "--exclude-standard", "--", "nbs", "figures",
                               cells.settings(root)["lib_path"]], cwd=root, capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
         return
@@ -182,7 +209,7 @@ def check_known(root):
         yield "known to git", "not added to git: " + ", ".join(git.stdout.split("\n")[:-1]) if git.stdout else None
 
 
-CHECKS = check_clean, check_export, check_readme, check_links, check_spelling, check_known
+CHECKS = check_clean, check_export, check_readme, check_links, check_github, check_spelling, check_known
 
 
 def run(root=cells.ROOT):

@@ -2,12 +2,20 @@
 
 Left out are cells marked `#| hide` or tagged `no-readme`. Relative links, written for a reader of nbs/index.ipynb,
 are turned into links from the project folder, so that they lead to the same file from both places.
+
+The small pictures that the index shows, figures/thumbnails/NOTEBOOK-LABEL.png, are made here too, from the stored
+output of the cell with that label: its figure, or the text that it printed. Each holds the fingerprint of its source,
+by which report/check.py sees that it is up to date.
 """
+import base64
+import hashlib
+import io
 import posixpath
 import re
 from pathlib import Path
 
 import click
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from report import cells
 
@@ -56,10 +64,65 @@ def render(nb):
     return HEAD + "\n\n".join(parts) + "\n"
 
 
+def thumbnails(root=cells.ROOT):
+    """The small pictures that nbs/index.ipynb shows: {path: stored output that it is made from, or None}."""
+    nbs, found = Path(root, "nbs"), {}
+    shown = "\n".join(cell.source for cell in cells.read(nbs / "index.ipynb").cells if cell.cell_type == "markdown")
+    for notebook, label in re.findall(r"figures/thumbnails/(\w+)-([\w-]+)\.png", shown):
+        path = nbs / f"{notebook}.ipynb"
+        cell = next((cell for cell in cells.read(path).cells if cell.cell_type == "code"
+                     and cells.directives(cell).get("label") == label), None) if path.exists() else None
+        outputs = cell.outputs if cell else []
+        found[Path(root, "figures", "thumbnails", f"{notebook}-{label}.png")] = next(
+            (source for out in outputs if (source := out.get("data", {}).get("image/png") or out.get("text"))), None)
+    return found
+
+
+def fingerprint(source):
+    """What a thumbnail remembers of the output that it is made from."""
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def remembered(path):
+    """The fingerprint in the thumbnail at `path`, or None."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("source")
+    except OSError:
+        return None
+
+
+def draw_text(text, lines=12, columns=80):
+    """The first lines of a text as a picture."""
+    rows = [line[:columns] for line in text.splitlines()[:lines]]
+    picture = Image.new("L", (columns * 8, len(rows) * 18 + 16), 255)
+    ImageDraw.Draw(picture).multiline_text((8, 8), "\n".join(rows), 0, ImageFont.load_default(14), spacing=4)
+    return picture
+
+
+def write_thumbnail(path, source):
+    """Draw a stored output small, on white, in 64 colours, 320 pixels wide."""
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(source, validate=True))).convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    except ValueError:  # not base64
+        picture = draw_text(source).convert("RGB")
+    picture.thumbnail((320, 240), Image.Resampling.LANCZOS)
+    about = PngImagePlugin.PngInfo()
+    about.add_text("source", fingerprint(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.quantize(64).save(path, optimize=True, pnginfo=about)
+
+
 @click.command()
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
 def main(root):
-    """Write README.md from nbs/index.ipynb."""
+    """Write README.md and its small pictures from nbs/index.ipynb and what it shows of the other notebooks."""
+    for path, source in thumbnails(root).items():
+        if source is None:
+            raise click.ClickException(f"{path.name}: no cell with this label has a stored output")
+        if remembered(path) != fingerprint(source):
+            write_thumbnail(path, source)
     Path(root, "README.md").write_text(render(cells.read(Path(root, "nbs", "index.ipynb"))), encoding="utf-8")
 
 

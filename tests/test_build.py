@@ -13,13 +13,14 @@ import nbformat
 import numpy as np
 import pytest
 import typst
+from click import ClickException
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from report import build, cells, check, readme
+from report import build, cells, check, mathml, readme
 from report.formulas import Formulas
 from report.run import cleaned
-from report.tree import BuildError, element
+from report.tree import BuildError, element, pandoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PNG = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
@@ -133,10 +134,13 @@ def test_the_check_names_what_is_wrong(project):
     edit(project / "nbs" / "00_sound.ipynb", '"execution_count": null', '"execution_count": 7')
     (project / "vae_gmm" / "orphan.py").write_text("")
     edit(project / "README.md", "What roots", "Wat roots")
-    write(project / "nbs" / "03_new.ipynb", [md("# New\n\nTeh [lost](lost.md) neighbor, not `color`.")])
+    write(project / "nbs" / "03_new.ipynb", [md("# New\n\nTeh [lost](lost.md) neighbor, not `color`."),
+                                                 md("$\\|x\\|$ and $ y$"),
+                                                 code("w", {"application/vnd.jupyter.widget-view+json": {}})])
     problems = {name: problem for name, problem in check.run(project) if problem}
     assert set(problems) == {"clean 00_sound.ipynb", "export edited.py", "export orphan.py", "README.md", "links",
-                             "spelling", "British English", "known to git"}
+                             "spelling", "British English", "known to git", "formulas", "widgets"}
+    assert r"\lVert" in problems["formulas"] and "$ y$" in problems["formulas"] and "03_new" in problems["widgets"]
     assert "lost.md" in problems["links"]
     assert "Teh" in problems["spelling"]
     assert "neighbor" in problems["British English"] and "color" not in problems["British English"]
@@ -193,6 +197,33 @@ def test_the_readme_is_the_index_without_its_plumbing(original):
         '<img src="a.png"> ![](nbs/b.png) [c](https://d) [e](#f)'
 
 
+def test_the_readme_shows_small_pictures_of_what_is_stored(project):
+    def pictures():
+        return {name.split()[1]: problem for name, problem in check.check_readme(project) if name.startswith("picture")}
+
+    edit(project / "nbs" / "index.ipynb", "Only here.", "![](../figures/thumbnails/00_sound-fig-dot.png) "
+                                                        "![](../figures/thumbnails/index-said.png)")
+    edit(project / "nbs" / "index.ipynb", "#| echo: false", "#| label: said")
+    dot, said = "00_sound-fig-dot.png", "index-said.png"
+    assert all("run make readme" in problem for problem in pictures().values()) and set(pictures()) == {dot, said}
+    readme.main(["--root", str(project)], standalone_mode=False)
+    assert pictures() == {dot: None, said: None}
+    with Image.open(project / "figures" / "thumbnails" / said) as picture:
+        assert np.asarray(picture.convert("L")).min() < 100  # something is written there
+    edit(project / "nbs" / "00_sound.ipynb", PNG, PNG.replace("AAAADUlE", "AAAAEUlE"))
+    assert "run make readme" in pictures()[dot] and pictures()[said] is None
+    edit(project / "nbs" / "index.ipynb", "index-said", "index-unsaid")
+    with pytest.raises(ClickException, match="index-unsaid.png"):
+        readme.main(["--root", str(project)], standalone_mode=False)
+
+
+@pytest.mark.parametrize("text, problems", [
+    (r"$$\begin{aligned} a &= b \end{aligned}$$ and $x$, $y$ and `$ x$`", 0),
+    (r"$$\begin{align} a &= b \end{align}$$", 1), (r"$\operatorname*{arg\,max}$", 1), (r"$\|x\|$", 1), ("$ x$", 1)])
+def test_formulas_that_github_does_not_show_are_found(text, problems):
+    assert len(list(check.unshown_formulas(text))) == problems
+
+
 def pages(source, ppi=36):
     """The pages of a Typst source folder as arrays of grey values."""
     done = typst.compile(str(source / "report.typ"), root=str(source), format="png", ppi=ppi, ignore_system_fonts=True)
@@ -239,6 +270,7 @@ def test_the_report_is_one_html_file_too(project):
     assert "<summary>Code <code>root</code></summary>" in page
     assert page.count('<details class="source" open>') == 2 < page.count('<details class="source">')
     assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', page)  # nothing beside the file
+    assert "url(data:font/woff;base64," in page and not re.search(r"url\((?!data:)", page)
     targets, places = set(re.findall(r'href="#([^"]+)"', page)), re.findall(r' id="([^"]+)"', page)
     assert targets <= set(places) and len(places) == len(set(places))
 
@@ -275,6 +307,17 @@ def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, ce
 def test_formulas_come_out_as_meant(tex, typst_text):
     formulas = Formulas({"blocks": [element("Math", {"t": "InlineMath"}, tex)]})
     assert typst_text in next(iter(formulas.set.values()))
+
+
+@pytest.mark.parametrize("tex, mathml_text", [
+    (r"2\log x", '<mn>2</mn><mspace width="0.167em" /><mrow><mi mathvariant="normal">log</mi></mrow>'
+                 '<mspace width="0.167em" /><mi>x</mi>'),
+    (r"a-\log(x)", '<mo>−</mo><mrow><mi mathvariant="normal">log</mi></mrow><mo'),
+    (r"xy", "<mi>x</mi><mi>y</mi>"),
+])
+def test_names_of_functions_stand_apart_in_html(tex, mathml_text):
+    page = pandoc(f"${tex}$", "-f", "markdown", "-t", "html", "--mathml")
+    assert mathml_text in mathml.space_names(page)
 
 
 def test_this_report_can_be_printed(tmp_path):

@@ -93,6 +93,10 @@ def test_code_unfolds_and_equations_are_set(page, report):
     assert page.value("code.querySelector('pre').checkVisibility()")
     heights = page.value("[...document.querySelectorAll('math')].slice(0, 200).map(m => m.getBoundingClientRect().height)")
     assert len(heights) == 200 and min(heights) > 5
+    assert page.value("[...document.fonts].map(f => f.family + ' ' + f.status)") == ["Formulas loaded"]
+    big = page.value("document.querySelector('math[display=block] munderover mo').getBoundingClientRect().height")
+    small = page.value("document.querySelector('math:not([display=block]) mo').getBoundingClientRect().height")
+    assert big > 1.4 * small  # a sum in a display is larger than the signs of a line
 
 
 @pytest.mark.parametrize("body, fault", [
