@@ -27,5 +27,5 @@ def good(tmp_path_factory, digits):
     np.savez(folder / "recon.npz", data=images[100:104])
     clf = VAEGMM(config=TrainConfig.fast(epochs=1), n_init=2).fit(images[:60], images[val], labels[val])
     save_vae(clf.vae_, folder / "vae.pth")
-    save_gmm(clf.gmm_, clf.component_labels_, folder / "gmm.pkl", model_id(clf.vae_))
+    save_gmm(clf.gmm_, clf.classes_, clf.shares_, folder / "gmm.pkl", model_id(clf.vae_))
     return folder

@@ -240,7 +240,8 @@ case("a mixture that is not finite", TEST, "gmm.pkl: damaged mixture")(npz("gmm.
 case("a mixture without shape", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", covariances=lambda c: -c))
 case("a mixture without weights", TEST, "gmm.pkl: damaged mixture", "'weights'")(npz("gmm.pkl", weights=None))
 case("a mixture whose weights are no shares", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", weights=lambda w: w + 1))
-case("two groups of one name", TEST, "gmm.pkl: damaged mixture", "a different label for each group")(npz("gmm.pkl", component_labels=np.array([1, 1, 8])))
+case("two labels of one name", TEST, "gmm.pkl: damaged mixture", "different labels in 'classes'")(npz("gmm.pkl", classes=np.array([1, 1, 8])))
+case("shares that do not sum to one", TEST, "gmm.pkl: damaged mixture", "'shares'")(npz("gmm.pkl", shares=lambda s: s + 1))
 case("a booby-trapped mixture", TEST, "gmm.pkl: array 'format' holds Python objects")(npz("gmm.pkl", format=np.array([Trap()], dtype=object)))
 
 

@@ -152,7 +152,7 @@ def images():
 @pytest.fixture
 def mixture(tmp_path):
     gmm = GaussianMixture.from_parameters(np.full(3, 1 / 3), np.arange(6.0).reshape(3, 2), np.stack([np.eye(2)] * 3))
-    save_gmm(gmm, np.array([1, 4, 8]), tmp_path / "gmm", "0123456789abcdef")
+    save_gmm(gmm, np.array([1, 4, 8]), np.eye(3), tmp_path / "gmm", "0123456789abcdef")
     return (tmp_path / "gmm").read_bytes()
 
 

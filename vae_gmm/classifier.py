@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_FORMAT', 'MIXTURE_FORMAT', 'PICKLE_ADVICE', 'MAX_STATE_BYTES', 'class_means', 'fit_mixture', 'start_means',
            'label_shares', 'classification_metrics', 'wilson_interval', 'as_unit', 'VAEGMM', 'model_id', 'save_vae',
-           'safetensors_header', 'load_vae', 'save_gmm', 'load_gmm']
+           'safetensors_header', 'load_vae', 'save_gmm', 'load_gmm', 'read_settings']
 
 # %% ../nbs/04_classifier.ipynb #a25a4a3e
 import hashlib
@@ -199,7 +199,10 @@ class VAEGMM:
     def load(cls, folder, device="cpu"):
         "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."
         folder = Path(folder)
-        return cls.from_files(folder / "vae.safetensors", folder / "gmm.npz", device)
+        self = cls.from_files(folder / "vae.safetensors", folder / "gmm.npz", device)
+        for name, value in read_settings(folder / "config.json").items():
+            setattr(self, name, value)
+        return self
 
     @classmethod
     def from_files(cls, vae_file, gmm_file, device="cpu"):
@@ -237,7 +240,7 @@ def save_vae(vae, path):
             raise InputError(f"{path}: cannot be written ({err})") from err
 
 # %% ../nbs/04_classifier.ipynb #7ff068ad
-PICKLE_ADVICE = "pickles can run code and are never loaded; expected a file that this package wrote"
+PICKLE_ADVICE = "pickles can run code and are never loaded; expected a file written by `vae_gmm train`"
 MAX_STATE_BYTES = 2**28  # of a file made by torch.save; the network itself has about 33 MB
 
 def _torch_tensors(path):
@@ -287,13 +290,14 @@ def safetensors_header(path):
         raise InputError(f"{path}: not a complete safetensors file ({err}); expected a model file") from err
     return meta if isinstance(meta, dict) else {}, shapes
 
+# %% ../nbs/04_classifier.ipynb #cdce1d57
 def load_vae(path):
     """The network in a file written by `save_vae`, or by `torch.save(model.state_dict())`, in evaluation mode.
 
     Raises `InputError` for anything else; no code in the file can run."""
     start = first_bytes(path, "a model file")
     if start[:1] == b"\x80":
-        raise InputError(f"{path}: a pickle; {PICKLE_ADVICE}")
+        raise InputError(f"{path}: a pickle; {PICKLE_ADVICE}, or by torch.save(model.state_dict(), ...)")
     if start[:2] == b"PK":
         state, dropout = _torch_tensors(path), 0.2
         shapes = {k: tuple(v.shape) if v.dtype == torch.float32 else str(v.dtype) for k, v in state.items()}
@@ -346,7 +350,19 @@ def load_gmm(path):
     if shares.shape[0] != len(weights) or not (shares >= 0).all() or not np.allclose(shares.sum(1), 1):
         raise InputError(f"{path}: damaged mixture; expected 'shares' with a row for each component that sums to one")
     try:
-        gmm = GaussianMixture.from_parameters(weights, means, covariances)
-    except (ValueError, np.linalg.LinAlgError) as err:
+        with np.errstate(over="raise", invalid="raise"):
+            gmm = GaussianMixture.from_parameters(weights, means, covariances)
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as err:
         raise InputError(f"{path}: damaged mixture ({err})") from err
     return gmm, classes, shares, str(arrays.get("model_id", ""))
+
+# %% ../nbs/04_classifier.ipynb #a315794e
+def read_settings(path):
+    "config, per_class, n_init and random_state as a dictionary, from a config.json of `VAEGMM.save`; raises `InputError` for anything else."
+    first_bytes(path, "the config.json of VAEGMM.save")
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = json.loads(file.read(2**20))
+        return dict(config=TrainConfig(**settings["config"])) | {name: int(settings[name]) for name in ("per_class", "n_init", "random_state")}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+        raise InputError(f"{path}: damaged settings ({type(err).__name__}); expected the config.json of VAEGMM.save") from err
