@@ -5,10 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import torch
 from commands import SECONDS, ctrl_c_works, environment, run, start
+
+from vae_gmm.classifier import VAEGMM
 
 METRICS = ["accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_micro"]
 
@@ -127,8 +131,8 @@ def test_ten_digits_one_label_each_few_images_little_time(tmp_path):
     np.savez(tmp_path / "val.npz", data=images[first], labels=labels[first].astype(np.uint8))
     code, out, err = run(tmp_path, *"train train.npz val.npz --max-minutes 1e-6 --batch-size 500 --latent-dim 3 --recipe course".split())
     assert code == 0 and out.startswith("Trained for 1 epoch (time budget"), err
-    assert "10 groups" in out
-    assert run(tmp_path, "info", "gmm_params.pkl")[1].startswith("gmm_params.pkl: mixture of 10 groups in 3 dimensions")
+    assert "10 components" in out
+    assert run(tmp_path, "info", "gmm_params.pkl")[1].startswith("gmm_params.pkl: mixture of 10 components in 3 dimensions")
     np.savez(tmp_path / "black.npz", data=np.zeros((5, 28, 28), np.uint8))  # nothing to see is no reason to fail
     code, out, err = run(tmp_path, *"train black.npz val.npz --keep-labels 3,5 --epochs 1 --model b.pth --gmm b.pkl --quiet".split())
     assert code == 0, err
@@ -185,12 +189,97 @@ def test_reader_gone(course):
     assert (folder / "vae_reconstructed.npz").exists()
 
 
-def test_info(course):
+WRITE_ON = """
+from pathlib import Path
+from vae_gmm.classifier import VAEGMM
+from vae_gmm.cli import write_classifier
+runs = [VAEGMM.from_files(f"{name}.pth", f"{name}.pkl") for name in ("a", "b")]
+print("ready", flush=True)
+while True:
+    for clf in runs:
+        write_classifier(clf, Path("out.pth"), Path("out.pkl"))
+"""
+
+
+def test_killed_while_writing(course, tmp_path):
+    """A process that writes two classifiers in turn under one name, killed at 12 random moments: each file is one of the two."""
     folder, _, _ = course
-    for name, text in {"VAL.npz": r"images\n  data: \(15, 28, 28\) uint8\n  labels: 5 x 1, 5 x 4, 5 x 8",
-                       "vae.pth": r"network with 2 latent dimensions and [\d,]+ parameters\n  name: \w+\n  written by vae_gmm"}.items():
-        code, out, err = run(folder, "info", name)
-        assert (code, err) == (0, "") and re.match(f"{name}: {text}", out), out
+    (tmp_path / "a.pth").write_bytes((folder / "vae.pth").read_bytes())
+    (tmp_path / "a.pkl").write_bytes((folder / "gmm_params.pkl").read_bytes())
+    code, _, err = run(folder, *"train TRAIN.npz VAL.npz --epochs 1 --seed 1 --quiet --model b.pth --gmm b.pkl --out-dir".split(), tmp_path)
+    assert code == 0, err
+    good = {end: [(tmp_path / f"{name}.{end}").read_bytes() for name in "ab"] for end in ("pth", "pkl")}
+    for end in good:
+        (tmp_path / f"out.{end}").write_bytes(good[end][0])
+    rng, halves = np.random.default_rng(0), 0
+    for _ in range(12):
+        process = subprocess.Popen([sys.executable, "-c", WRITE_ON], cwd=tmp_path, stdout=subprocess.PIPE, env=environment())
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.05, 0.3))
+        process.kill()
+        process.wait(SECONDS)
+        process.stdout.close()
+        halves += len(list(tmp_path.glob(".out.*.part")))
+        for end, choices in good.items():
+            assert (tmp_path / f"out.{end}").read_bytes() in choices
+        for part in tmp_path.glob(".out.*.part"):
+            part.unlink()
+    assert halves > 2  # it was killed in the middle of writing, too
+
+
+def test_info(course, tmp_path):
+    """Each kind of file that there is."""
+    folder, _, _ = course
+    run(folder, *"test_reconstruction RECON.npz --quiet".split())
+    run(folder, *"test_classifier TEST.npz --quiet".split())
+    VAEGMM.from_files(folder / "vae.pth", folder / "gmm_params.pkl").save(tmp_path)
+    run(folder, *"train TRAIN.npz VAL.npz --epochs 1 --quiet --checkpoint state --out-dir".split(), tmp_path)
+    kinds = {
+        folder / "VAL.npz": r"images\n  data: \(15, 28, 28\) uint8\n  labels: 5 x 1, 5 x 4, 5 x 8",
+        folder / "TRAIN.npz": r"images\n  data: \(60, 28, 28\) uint8\n  labels: none",
+        folder / "vae_reconstructed.npz": r"reconstructed images, in \[0, 1\]\n  data: \(10, 28, 28\) float32",
+        folder / "vae.pth": r"network with 2 latent dimensions and ([\d,]+) parameters\n  name: \w+\n"
+                            r"  architecture: .+\n  pixels: .+\n  written by vae_gmm \d",
+        folder / "gmm_params.pkl": r"mixture of \d+ components? in 2 dimensions\n  labels: .*\n  belongs to the network \w+",
+        folder / "vae.csv": r"predictions of test_classifier for 50 images\n  labels: \d+ x",
+        tmp_path / "state": r"checkpoint after 1 of 1 epochs, best 1\n  settings: epochs=1, ",
+        tmp_path / "config.json": r"settings of a classifier\n  training: epochs=\d+, .*\n  mixture: ",
+    }
+    for path, text in kinds.items():
+        code, out, err = run(folder, "info", path)
+        match = re.fullmatch(f"{re.escape(str(path))}: {text}.*\n", out, re.S)
+        assert (code, err) == (0, "") and match, out
+        if match.groups():
+            assert int(match[1].replace(",", "")) <= 20_000_000
+
+
+def test_files_of_the_package_and_of_torch(course, tmp_path):
+    """What VAEGMM.save and torch.save(state_dict) write serves as --model and --gmm, with the same predictions."""
+    folder, _, _ = course
+    run(folder, *"test_classifier TEST.npz --quiet".split())
+    expected = predictions(folder)
+    clf = VAEGMM.from_files(folder / "vae.pth", folder / "gmm_params.pkl")
+    clf.save(tmp_path)
+    torch.save({name.replace("logvar", "log_sigma"): v for name, v in clf.vae_.state_dict().items()}, tmp_path / "course.pth")
+    for model, gmm in (("vae.safetensors", "gmm.npz"), ("course.pth", "gmm.npz")):
+        code, _, err = run(tmp_path, "test_classifier", folder / "TEST.npz", "--model", model, "--gmm", gmm, "--quiet")
+        assert code == 0, err
+        np.testing.assert_array_equal(predictions(tmp_path), expected)
+    assert run(tmp_path, "info", "course.pth")[1].startswith("course.pth: network with 2 latent dimensions")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trained_on_a_gpu_used_on_a_cpu(course, tmp_path):
+    folder, _, _ = course
+    code, _, err = run(folder, *"train TRAIN.npz VAL.npz --epochs 2 --quiet --device cuda --out-dir".split(), tmp_path)
+    assert code == 0, err
+    labels = {}
+    for device in ("cuda", "cpu"):
+        words = f"test_classifier TEST.npz --quiet --device {device} --model".split()
+        code, _, err = run(folder, *words, tmp_path / "vae.pth", "--gmm", tmp_path / "gmm_params.pkl", "--out-dir", tmp_path)
+        assert code == 0, err
+        labels[device] = predictions(tmp_path)
+    assert np.mean(labels["cuda"] == labels["cpu"]) >= 0.98  # an image on the border may fall on either side
 
 
 def test_help_is_quick():

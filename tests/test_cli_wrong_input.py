@@ -9,6 +9,8 @@ import io
 import os
 import pickle
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import run
+from commands import environment, run
 
 TRAIN = "train train.npz val.npz --model new.pth --gmm new.pkl --device cpu"
 RECON = "test_reconstruction recon.npz --model vae.pth"
@@ -98,9 +100,10 @@ plain("course order, one file only", "train.npz train new.pth new.pkl", "Missing
 plain("course order, two files for one", "a.npz b.npz test_reconstruction vae.pth", "unexpected extra argument (b.npz)", **misused)
 plain("course order, a file too many", "test.npz test_classifier vae.pth gmm.pkl more", "unexpected extra argument (more)", **misused)
 plain("option without value", "train train.npz val.npz --model", "'--model' requires an argument", **misused)
-plain("no epochs", TRAIN + " --epochs 0", "'--epochs'", "x>=1", **misused)
+plain("no epochs", TRAIN + " --epochs 0", "'--epochs'", "1<=x<=2147483647", **misused)
 plain("epochs in words", TRAIN + " --epochs two", "'--epochs'", "'two'", **misused)
-plain("no batch", TRAIN + " --batch-size 0", "'--batch-size'", "x>=1", **misused)
+plain("no batch", TRAIN + " --batch-size 0", "'--batch-size'", "1<=x<=2147483647", **misused)
+plain("a batch beyond all numbers", TRAIN + " --batch-size 1" + "0" * 30, "'--batch-size'", "1<=x<=2147483647", **misused)
 plain("no dimension", TRAIN + " --latent-dim 0", "'--latent-dim'", "1<=x<=512", **misused)
 plain("too many dimensions", TRAIN + " --latent-dim 100000", "'--latent-dim'", "1<=x<=512", **misused)
 plain("negative beta", TRAIN + " --beta -1", "'--beta'", "x>=0", **misused)
@@ -113,10 +116,12 @@ plain("unknown recipe", TRAIN + " --recipe best", "'--recipe'", "'fast', 'course
 plain("labels to keep in words", TRAIN + " --keep-labels one,two", "'--keep-labels'", "such as 1,4,8", **misused)
 plain("one label to train on", TRAIN + " --keep-labels 4", "'--keep-labels'", "expected 2 or more", **misused)
 plain("one digit", "data --digits 4", "'--digits'", "expected 2 or more", **misused)
-plain("no labelled image", "data --labels-per-digit 0", "'--labels-per-digit'", "x>=1", **misused)
+plain("no labelled image", "data --labels-per-digit 0", "'--labels-per-digit'", "1<=x<=2147483647", **misused)
+plain("digits that there are not", "data --digits 1,12", "'--digits'", "names 12", "expected numbers from 0 to 9", **misused)
 
 # --- the file of images ---------------------------------------------------------------------------------------------
 plain("no such file", "train nowhere.npz val.npz", "nowhere.npz: no such file", "expected an npz file")
+plain("no such file, with blanks and umlauts in its name", ["info", "zwölf Übungen.npz"], "zwölf Übungen.npz: no such file", "expected images")
 plain("a folder", "train . val.npz", ".: is a folder", "expected an npz file")
 case("an empty file", TRAIN, "train.npz: is empty", "expected an npz file")(content("train.npz", b""))
 case("cut short", TRAIN, "train.npz: not an npz file, or cut short", "numpy.savez")(content("train.npz", lambda good: good[:-100]))
@@ -174,11 +179,13 @@ plain("images for a mixture", "test_classifier test.npz --model vae.pth --gmm va
 plain("a model for a mixture", "test_classifier test.npz --model vae.pth --gmm vae.pth", "vae.pth: not a mixture of this package")
 
 # --- the network and the mixture ------------------------------------------------------------------------------------
+plain("a GPU that is not there", TEST + " --device cuda:99", "--device cuda:99: not in this machine", "expected cpu")
+plain("a loss beyond all numbers", TRAIN + " --beta 1e300 --quiet", "the loss is not finite", "no model was written", "expected a smaller --beta")
 plain("no such model", "test_reconstruction recon.npz --model nowhere.pth", "nowhere.pth: no such file", "expected a model file")
 plain("no such mixture", "test_classifier test.npz --model vae.pth --gmm nowhere.pkl", "nowhere.pkl: no such file", "expected a mixture file")
 plain("a folder for a model", "test_reconstruction recon.npz --model .", ".: is a folder", "expected a model file")
-case("a trap for a model", RECON, "vae.pth: a pickle; pickles can run code and are never loaded")(content("vae.pth", pickle.dumps(Trap())))
-case("a trap for a mixture", TEST, "gmm.pkl: a pickle; pickles can run code and are never loaded")(content("gmm.pkl", pickle.dumps(Trap())))
+case("a trap for a model", RECON, "vae.pth: a pickle; pickles can run code and are never loaded", "torch.save(model.state_dict()")(content("vae.pth", pickle.dumps(Trap())))
+case("a trap for a mixture", TEST, "gmm.pkl: a pickle; pickles can run code and are never loaded", "expected a file written by `vae_gmm train`")(content("gmm.pkl", pickle.dumps(Trap())))
 case("a model cut short", RECON, "vae.pth: not a complete safetensors file", "expected a model file")(content("vae.pth", lambda good: good[:10_000]))
 
 
@@ -238,6 +245,7 @@ case("a mixture of another size", TEST, "gmm.pkl: a mixture in 3 dimensions; the
     npz("gmm.pkl", means=np.zeros((3, 3)), covariances=np.stack([np.eye(3)] * 3)))
 case("a mixture that is not finite", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", means=lambda m: m * np.nan))
 case("a mixture without shape", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", covariances=lambda c: -c))
+case("a mixture beyond all numbers", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", covariances=lambda c: c * 0 + 1e-310 * np.eye(2)))
 case("a mixture without weights", TEST, "gmm.pkl: damaged mixture", "'weights'")(npz("gmm.pkl", weights=None))
 case("a mixture whose weights are no shares", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", weights=lambda w: w + 1))
 case("two labels of one name", TEST, "gmm.pkl: damaged mixture", "different labels in 'classes'")(npz("gmm.pkl", classes=np.array([1, 1, 8])))
@@ -250,6 +258,9 @@ def _(folder):
     (folder / "state").write_bytes(b"{}")
 
 
+plain("a model for a checkpoint", TRAIN + " --checkpoint vae.pth", "vae.pth: not a training checkpoint", "move it away")
+
+
 # --- where output goes ----------------------------------------------------------------------------------------------
 plain("folder of the model missing", "train train.npz val.npz --model nowhere/vae.pth", "nowhere/vae.pth: the folder nowhere does not exist")
 plain("folder of the mixture missing", "train train.npz val.npz --model new.pth --gmm nowhere/g", "nowhere/g: the folder nowhere does not exist")
@@ -260,7 +271,7 @@ plain("one name for two outputs", "train train.npz val.npz --model new --gmm ./n
 plain("an input as output", "train train.npz val.npz --model new.pth --gmm val.npz", "val.npz: is an input and would be overwritten")
 case("a folder named vae.csv", TEST, "vae.csv: cannot be written, it is a folder")(lambda folder: (folder / "vae.csv").mkdir())
 case("files that exist", "data", "mnist_1_4_8_val.npz: exists already", "--force")(content("mnist_1_4_8_val.npz", b"precious"))
-plain("digits that there are not", "data --digits 1,12", "12", "0 images")
+plain("more labels than images", "data --labels-per-digit 500", "500 images of 1", "expected more than")
 plain("no MNIST in the folder", "data --root .", ".: no MNIST here", "MNIST/raw")
 
 
@@ -273,9 +284,13 @@ plain("disk full at once", TEST, "vae.csv: cannot be written", preexec_fn=small_
 plain("disk full while the copies are written", RECON, "vae_reconstructed.npz: cannot be written", preexec_fn=small_disk(1000))
 plain("disk full while the network is written", TRAIN + " --epochs 1 --quiet", "new.pth: cannot be written", preexec_fn=small_disk(10**6))
 
+plain("disk full while the state is kept", TRAIN + " --epochs 1 --quiet --checkpoint state", "state: cannot be written", preexec_fn=small_disk(10**6))
+
 # --- info -----------------------------------------------------------------------------------------------------------
 case("info on a text file", "info notes.txt", "notes.txt: not a file of this package", "expected images")(content("notes.txt", b"Dear diary, ..."))
 case("info on a pickle", "info a.pkl", "a.pkl: a pickle, which can run code and is not opened")(content("a.pkl", pickle.dumps(Trap())))
+case("info on settings that are none", "info config.json", "config.json: damaged settings", "expected the config.json of VAEGMM.save")(content("config.json", b'{"config": {"epochs": 0}}'))
+case("info on predictions that are none", "info a.csv", "a.csv: damaged predictions", "expected the line Predicted_Label")(content("a.csv", b"Predicted_Label\n1\nfour\n"))
 plain("info on a folder", "info .", ".: is a folder", "expected images")
 plain("info on nothing", "info nowhere", "nowhere: no such file", "expected images")
 if sys.platform == "linux":
@@ -358,6 +373,35 @@ def test_wrong_input(name, results):
 
 def test_the_table_is_long_enough():
     assert len(CASES) >= 60
+
+
+def on_small_disk(folder, size, line):
+    """Run a line of shell in `folder`, where a file system of this size, which nobody else can see, is mounted at `disk`."""
+    (folder / "disk").mkdir(exist_ok=True)
+    script = f"mount -t tmpfs -o size={size} none disk && {line}; code=$?; ls -A disk; exit $code"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=folder, capture_output=True, text=True, env=environment())
+    return done.returncode, done.stdout, done.stderr
+
+
+def can_mount():
+    """Whether a program may make a small file system for itself."""
+    if not shutil.which("unshare"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        return on_small_disk(Path(folder), "4k", "true") == (0, "", "")
+
+
+@pytest.mark.skipif(not can_mount(), reason="no permission to mount a small disk")
+@pytest.mark.parametrize("size, words", [
+    ("4k", "test_reconstruction recon.npz --model vae.pth"),
+    ("1m", "train train.npz val.npz --epochs 1 --quiet --device cpu"),
+    ("40m", "train train.npz val.npz --epochs 1 --quiet --device cpu --checkpoint state"),
+])
+def test_a_disk_that_is_full(good, size, words):
+    """What does not fit leaves nothing behind: no output, and no part of one."""
+    code, left, err = on_small_disk(good, size, f"{shlex.quote(sys.executable)} -m vae_gmm {words} --out-dir disk")
+    assert code == 1 and left == ""
+    assert len(err.splitlines()) == 1 and "cannot be written (No space left on device)" in err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

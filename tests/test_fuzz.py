@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 from vae_gmm.cli import describe
-from vae_gmm.classifier import load_gmm, load_vae, save_gmm, save_vae
+from vae_gmm.classifier import load_gmm, load_vae, read_settings, save_gmm, save_vae
 from vae_gmm.data import InputError, load_npz, read_npz
 from vae_gmm.gmm import GaussianMixture
 from vae_gmm.training import CHECKPOINT_FORMAT, TrainConfig
 from vae_gmm.vae import VAE
 
+COUNTS = dict(images=1250, mixture=1000, network=2000, checkpoint=1000, settings=200)  # of damaged files in each run of a test
 EDGES = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF]
 seen_events = []
 
@@ -159,13 +160,13 @@ def mixture(tmp_path):
 @pytest.mark.parametrize("change", [damaged, damaged_inside])
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_images(images, tmp_path, write, change):
-    loaded, sentences = fuzz([load_npz, describe], npz_bytes(write, **images), 1250, change, tmp_path / "a", 1)
+    loaded, sentences = fuzz([load_npz, describe], npz_bytes(write, **images), COUNTS["images"], change, tmp_path / "a", 1)
     assert loaded and len(sentences) > 5  # the changes are neither too coarse nor too fine
 
 
 @pytest.mark.parametrize("change", [damaged, damaged_inside])
 def test_mixture(mixture, tmp_path, change):
-    loaded, sentences = fuzz([load_gmm, describe], mixture, 1000, change, tmp_path / "a", 2)
+    loaded, sentences = fuzz([load_gmm, describe], mixture, COUNTS["mixture"], change, tmp_path / "a", 2)
     assert loaded and len(sentences) > 5
 
 
@@ -175,7 +176,7 @@ def test_network(tmp_path):
     for i, name in enumerate(VAE().state_dict()):
         header[name] = {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
     good = safetensors_bytes(header, bytes(4 * (len(header) - 1)))
-    _, sentences = fuzz([load_vae, describe], good, 2000, damaged, tmp_path / "a", 3)
+    _, sentences = fuzz([load_vae, describe], good, COUNTS["network"], damaged, tmp_path / "a", 3)
     assert any("tensors are not this network's" in s for s in sentences) and len(sentences) > 3
 
 
@@ -183,8 +184,20 @@ def test_checkpoint(tmp_path):
     from dataclasses import asdict
     meta = dict(format=CHECKPOINT_FORMAT, config=asdict(TrainConfig()), history=dict(rows=[{}], best_epoch=1, stopped=""))
     good = safetensors_bytes({"__metadata__": {"vae_gmm": json.dumps(meta)}, "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
-    loaded, _ = fuzz([describe, load_vae], good, 900, damaged, tmp_path / "a", 4)
+    loaded, _ = fuzz([describe, load_vae], good, COUNTS["checkpoint"], damaged, tmp_path / "a", 4)
     assert loaded
+
+
+def test_settings(tmp_path):
+    from dataclasses import asdict
+    good = json.dumps(dict(config=asdict(TrainConfig()), per_class=4, n_init=20, random_state=0), indent=2).encode()
+    loaded, sentences = fuzz([describe, read_settings], good, COUNTS["settings"], damaged, tmp_path / "config.json", 7)
+    assert loaded and len(sentences) > 1
+
+
+def test_ten_thousand_npz_and_safetensors_files():
+    """Four runs over images, two over mixtures, one over networks and one over checkpoints."""
+    assert 4 * COUNTS["images"] + 2 * COUNTS["mixture"] + COUNTS["network"] + COUNTS["checkpoint"] >= 10_000
 
 
 def test_complete_network(tmp_path):
