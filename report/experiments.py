@@ -1,14 +1,18 @@
 """The long measurements behind nbs/07_results.ipynb: `make experiments` writes figures/experiments.json.
 
-Seeds, baselines and ablations on the embedded digits, each classifier scored on the held-out digits and on MNIST's
-official test images, in the folder that VAE_GMM_DATA names. The file says when, with which versions and on what they ran.
+Seeds, baselines and ablations on the embedded digits. Each classifier is scored on the held-out digits, on MNIST's
+official test images and, where a setting is to be chosen, on development images: MNIST training images that are not
+embedded. The folder that VAE_GMM_DATA names holds MNIST. The networks are trained side by side, one process for each
+processor, and the file says when, with which versions, on what machine and on which data they ran.
 """
 import datetime
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,33 +25,41 @@ from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
 import vae_gmm
-from vae_gmm.classifier import VAEGMM, as_unit, class_means, fit_mixture, name_components
-from vae_gmm.data import embedded_digits, load_npz, mnist_digits, write_course_files
-from vae_gmm.training import TrainConfig, encode
+from vae_gmm.classifier import VAEGMM, as_unit, fit_mixture, label_shares, start_means
+from vae_gmm.data import embedded_digits, load_npz, mnist_digits, split_indices, write_course_files
+from vae_gmm.gmm import GaussianMixture
+from vae_gmm.training import TrainConfig, encode, fit_vae
+from vae_gmm.vae import VAE
 
 ROOT = Path(__file__).resolve().parent.parent
-DIGITS = (1, 4, 8)
-ABLATIONS = {"beta": (0.0, 1.0, 4.0), "latent_dim": (4, 16), "augment": (True,)}  # what differs from the recipe, one at a time
+DIGITS = np.array([1, 4, 8])
+OURS = "VAE and mixture (this report)"
+ABLATIONS = {  # what differs from the recipe, one at a time
+    "beta": (0.1, 0.25, 1.0, 2.0, 4.0), "latent_dim": (1, 4, 8, 16), "dropout": (0.0, 0.5),
+    "images": (150, 300, 600), "augment": (True,)}
+PER_CLASS, LABELS, DRAWS = (1, 2, 3, 4, 6), (1, 2, 5, 20), 20  # without training: components and labels a digit
 
 
 class Split:
-    """The course's files for one seed as arrays, with the official test images and the hidden labels of the training file."""
+    """The course's files for one seed as arrays, with other images to score on and the labels hidden in the training file."""
 
     def __init__(self, seed, root=None):
         with tempfile.TemporaryDirectory() as folder:
-            parts = {k: load_npz(p) for k, p in write_course_files(folder, DIGITS, seed=seed).items()}
+            parts = {k: load_npz(p) for k, p in write_course_files(folder, tuple(DIGITS.tolist()), seed=seed).items()}
         known = {image.tobytes(): label for image, label in zip(*embedded_digits())}
+        self.train, self.labelled, self.y_labelled = parts["train"].images, parts["val"].images, parts["val"].labels
+        self.y_train = np.array([known[image.tobytes()] for image in self.train])
         official, labels = mnist_digits(root, train=False)
         keep = np.isin(labels, DIGITS)
-        self.train, self.labelled, self.test = parts["train"].images, parts["val"].images, parts["test"].images
-        self.y_labelled, self.y_test = parts["val"].labels, parts["test"].labels
-        self.y_train = np.array([known[image.tobytes()] for image in self.train])
-        self.official, self.y_official = official[keep], labels[keep]
+        images, others = mnist_digits(root, train=True)
+        fresh = np.array([label in DIGITS and image.tobytes() not in known for image, label in zip(images, others)])
+        chosen = np.random.default_rng(0).choice(np.flatnonzero(fresh), 3000, replace=False)
+        self.parts = {"held_out": (parts["test"].images, parts["test"].labels), "official": (official[keep], labels[keep]),
+                      "development": (images[chosen], others[chosen])}
 
-    def score(self, predict):
-        """Accuracy of `predict` on the held-out and on the official images."""
-        return dict(held_out=float((predict(self.test) == self.y_test).mean()),
-                    official=float((predict(self.official) == self.y_official).mean()))
+    def score(self, predict, parts=("held_out", "official")):
+        """Accuracy of `predict` on the named images."""
+        return {part: float((predict(self.parts[part][0]) == self.parts[part][1]).mean()) for part in parts}
 
 
 def flat(images):
@@ -55,25 +67,37 @@ def flat(images):
     return as_unit(images).double().numpy()
 
 
+def named(gmm, z_labelled, y_labelled, embed=lambda z: z):
+    """The classifier of chapter 5 from a mixture, as a function of what `embed` takes."""
+    shares = label_shares(gmm.predict_proba(z_labelled), y_labelled, DIGITS)
+    return lambda x: DIGITS[(gmm.predict_proba(embed(x)) @ shares).argmax(1)]
+
+
+def mixture(split, embed, seed, per_class=4):
+    """The classifier of chapter 5 on `embed`ded images."""
+    z, z_labelled = embed(split.train), embed(split.labelled)
+    gmm = fit_mixture(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed)
+    return named(gmm, z_labelled, split.y_labelled, embed)
+
+
+def k_means(split, seed, per_class=4):
+    """k-means on pixels; a cluster has the name of the labelled image nearest to its centre."""
+    model = KMeans(per_class * len(DIGITS), n_init=20, random_state=seed).fit(flat(split.train))
+    names = KNeighborsClassifier(1).fit(flat(split.labelled), split.y_labelled).predict(model.cluster_centers_)
+    return lambda images: names[model.predict(flat(images))]
+
+
+def pixel_mixture(split, seed, per_class=4):
+    """A mixture with diagonal covariances on pixels; 784 x 784 matrices could not be learned from so few images."""
+    gmm = GaussianMixture(per_class * len(DIGITS), covariance_type="diag", reg_covar=1e-2, init_params="k-means++",
+                          n_init=20, max_iter=500, random_state=seed).fit(flat(split.train))
+    return named(gmm, flat(split.labelled), split.y_labelled, flat)
+
+
 def neighbours(split, embed):
     """15 nearest neighbours with all training labels on `embed`ded images."""
     knn = KNeighborsClassifier(15).fit(embed(split.train), split.y_train)
     return lambda images: knn.predict(embed(images))
-
-
-def mixture(split, embed, seed):
-    """The mixture of chapter 5 on `embed`ded images, named by the labelled ones."""
-    z, z_labelled, classes = embed(split.train), embed(split.labelled), np.array(DIGITS)
-    gmm = fit_mixture(z, class_means(z_labelled, split.y_labelled, classes), random_state=seed)
-    names = name_components(gmm.predict_proba(z_labelled), split.y_labelled, classes)
-    return lambda images: names[gmm.predict(embed(images))]
-
-
-def k_means(split, seed):
-    """k-means on pixels, clusters named like components."""
-    model = KMeans(3, n_init=20, random_state=seed).fit(flat(split.train))
-    names = name_components(np.eye(3)[model.predict(flat(split.labelled))], split.y_labelled, np.array(DIGITS))
-    return lambda images: names[model.predict(flat(images))]
 
 
 def supervised(split, seed, epochs=15):
@@ -90,34 +114,84 @@ def supervised(split, seed, epochs=15):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(net(x[index]), y[index]).backward()
                 optimizer.step()
-    return lambda images: np.array(DIGITS)[net(as_unit(images)).argmax(1).numpy()]
+    return lambda images: DIGITS[net(as_unit(images)).argmax(1).numpy()]
 
 
-def fitted(split, seed, latent_dim=2, dropout=0.2, **config):
-    """The classifier of the report, trained with one setting changed."""
-    clf = VAEGMM(latent_dim, dropout, replace(TrainConfig.fast(seed=seed), **config), random_state=seed)
-    return clf.fit(split.train, split.labelled, split.y_labelled)
+class Autoencoder(VAE):
+    """The network without noise in the latent space."""
+
+    def reparameterize(self, mu, logvar, generator=None):
+        return mu
 
 
-def baselines_of(split, seed, clf):
-    """Rows of the table of baselines."""
-    rows = [dict(method="VAE and mixture (this report)", group=0, seed=seed, **split.score(clf.predict))]
+def autoencoder(split, seed):
+    """Latent points of an autoencoder trained like the VAE, with beta = 0 and without sampling."""
+    config, x = TrainConfig.fast(seed=seed, beta=0.0), as_unit(split.train)
+    train, val = split_indices(len(x), config.train_share, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Autoencoder()
+    fit_vae(net, x[train], x[val], config)
+    return lambda images: encode(net, as_unit(images))
+
+
+def baselines(split, seed, latent):
+    """Accuracy of each method that the report is compared with; group 0 has 15 labels, group 1 all of the training images."""
     pca = {d: PCA(d, random_state=seed).fit(flat(split.train)) for d in (2, 32)}
     methods = {
         ("k-means on pixels", 0): k_means(split, seed),
+        ("diagonal mixture on pixels", 0): pixel_mixture(split, seed),
         ("PCA to 2, mixture", 0): mixture(split, lambda x: pca[2].transform(flat(x)), seed),
-        ("PCA to 32, mixture", 0): mixture(split, lambda x: pca[32].transform(flat(x)), seed),
-        ("VAE, 15 nearest neighbours", 1): neighbours(split, lambda x: encode(clf.vae_, as_unit(x))),
+        ("PCA to 32, mixture", 0): mixture(split, lambda x: pca[32].transform(flat(x)), seed, per_class=1),
+        ("autoencoder, mixture", 0): mixture(split, autoencoder(split, seed), seed),
+        ("VAE, 15 nearest neighbours", 1): neighbours(split, latent),
         ("supervised CNN", 1): supervised(split, seed),
     }
-    return rows + [dict(method=m, group=g, seed=seed, **split.score(predict)) for (m, g), predict in methods.items()]
+    return [dict(method=m, group=g, seed=seed, **split.score(predict)) for (m, g), predict in methods.items()]
 
 
-def ablation_row(split, setting, value, clf):
-    """One row of the table of settings."""
-    return dict(setting=setting, value=value, **split.score(clf.predict),
-                neighbours=split.score(neighbours(split, lambda x: encode(clf.vae_, as_unit(x))))["official"],
-                reconstruction=clf.history_.best["val_reconstruction"], kl=clf.history_.best["val_kl"])
+def without_training(split, seed, latent):
+    """Accuracy for other numbers of components and of labelled images a digit, on the latent points of one network."""
+    z, z_labelled, rows = latent(split.train), latent(split.labelled), []
+    points = {part: (latent(images), y) for part, (images, y) in split.parts.items()}
+    for per_class in PER_CLASS:
+        gmm = fit_mixture(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed)
+        for labels in LABELS:
+            scores = []
+            for draw in range(DRAWS):
+                rng = np.random.default_rng(draw)
+                chosen = np.concatenate([rng.choice(np.flatnonzero(split.y_train == d), labels, replace=False) for d in DIGITS])
+                predict = named(gmm, z[chosen], split.y_train[chosen])
+                scores.append({part: (predict(p) == y).mean() for part, (p, y) in points.items()})
+            rows += [dict(seed=seed, per_class=per_class, labels=labels, draws=DRAWS, bic=gmm.bic(z),
+                          **{f"{part}_{name}": float(f([score[part] for score in scores]))
+                             for part in points for name, f in (("mean", np.mean), ("worst", np.min))})]
+    return rows
+
+
+def trained(seed, latent_dim=2, dropout=0.2, images=None, **config):
+    """The classifier of the report with some settings changed, and the images that it was made of."""
+    split = Split(seed)
+    keep = np.random.default_rng(seed).permutation(len(split.train))[:images]
+    clf = VAEGMM(latent_dim, dropout, replace(TrainConfig.fast(seed=seed), **config), random_state=seed)
+    return clf.fit(split.train[keep], split.labelled, split.y_labelled), split
+
+
+def run(job):
+    """One network and what is measured on it: (job, rows by table)."""
+    torch.set_num_threads(1)
+    kind, seed, changed = job
+    clf, split = trained(seed, **changed)
+    def latent(images): return encode(clf.vae_, as_unit(images))
+    row = dict(seed=seed, **split.score(clf.predict, ("held_out", "official", "development")),
+               neighbours=split.score(neighbours(split, latent))["official"],
+               val_loss=clf.history_.best["val_loss"], reconstruction=clf.history_.best["val_reconstruction"],
+               kl=clf.history_.best["val_kl"])
+    if kind == "ablations":
+        setting, value = next(iter(changed.items()))
+        return dict(ablations=[dict(setting=setting, value=value, **row)])
+    ours = dict(method=OURS, group=0, seed=seed, **split.score(clf.predict))
+    return dict(seeds=[row], baselines=[ours, *baselines(split, seed, latent)], choices=without_training(split, seed, latent))
 
 
 def rounded(value):
@@ -129,10 +203,18 @@ def rounded(value):
     return round(value, 5) if isinstance(value, float) else value
 
 
-def store(path, **parts):
-    """Replace parts of the stored results; what is done stays if a later part fails."""
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(rounded(stored | parts), indent=1) + "\n")
+def about(split):
+    """Where and on what the measurements were made."""
+    return dict(date=datetime.date.today().isoformat(), version=vae_gmm.__version__, python=platform.python_version(),
+                torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} processors, one thread a network",
+                data_sha256=hashlib.sha256(split.parts["official"][0].tobytes()).hexdigest()[:16],
+                n_official=len(split.parts["official"][1]), n_held_out=len(split.parts["held_out"][1]),
+                n_development=len(split.parts["development"][1]))
+
+
+def order(row):
+    """Rows in the order of the settings, whichever process was done first."""
+    return str(row.get("setting", "")), float(row.get("value", 0)), row["seed"], row.get("per_class", 0), row.get("labels", 0)
 
 
 @click.command()
@@ -141,28 +223,18 @@ def store(path, **parts):
 def main(seeds, only):
     """Run the long measurements and write figures/experiments.json."""
     path = ROOT / "figures" / "experiments.json"
-    split = Split(0)
-    about = dict(date=datetime.date.today().isoformat(), version=vae_gmm.__version__, python=platform.python_version(),
-                 torch=torch.__version__, threads=torch.get_num_threads(), machine=f"{platform.machine()}, {os.cpu_count()} processors",
-                 data_sha256=hashlib.sha256(split.official.tobytes()).hexdigest()[:16])
-    if only != "ablations":
-        rows, baselines = [], []
-        for seed in tqdm(range(seeds), desc="seeds"):
-            split = Split(seed)
-            clf = fitted(split, seed)
-            if seed == 0:
-                store(path, ablations=dict(about, seed=0, runs=[ablation_row(split, "recipe", None, clf)]))
-            rows.append(dict(seed=seed, **split.score(clf.predict), val_loss=clf.history_.best["val_loss"]))
-            baselines += baselines_of(split, seed, clf)
-            store(path, seeds=dict(about, n_official=len(split.y_official), n_held_out=len(split.y_test), runs=rows),
-                  baselines=dict(about, runs=baselines))
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    facts = about(Split(0))
+    jobs = [("seeds", seed, {}) for seed in range(seeds)] if only != "ablations" else []
     if only != "seeds":
-        split = Split(0)
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        runs = stored.get("ablations", {}).get("runs", [])[:1]  # the recipe itself
-        for setting, value in tqdm([(s, v) for s, values in ABLATIONS.items() for v in values], desc="ablations"):
-            runs.append(ablation_row(split, setting, value, fitted(split, 0, **{setting: value})))
-            store(path, ablations=dict(about, seed=0, runs=runs))
+        jobs += [("ablations", 0, {setting: value}) for setting, values in ABLATIONS.items() for value in values]
+    found = {}
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for tables in tqdm(pool.map(run, jobs), total=len(jobs), unit="network"):
+            for name, rows in tables.items():
+                found.setdefault(name, []).extend(rows)
+            stored |= {name: dict(facts, runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
+            path.write_text(json.dumps(rounded(stored), indent=None, separators=(",", ":")).replace("{", "\n{") + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from matplotlib.patches import Ellipse
 # %% auto #0
 __all__ = ['WIDTH', 'PALETTE', 'INK', 'GREY', 'STYLE', 'label_colour', 'label_marker', 'use_style', 'savefig', 'tile',
            'digit_grid', 'similarity', 'reconstructions', 'latent_scatter', 'mixture_ellipses', 'quantile_grid',
-           'manifold', 'training_curves', 'em_steps', 'confusion', 'misclassified', 'accuracy_intervals']
+           'manifold', 'training_curves', 'em_steps', 'confusion', 'misclassified', 'accuracy_intervals',
+           'setting_panels']
 
 # %% ../nbs/05_figures.ipynb #6407f087
 WIDTH = 6.3  # inches, the width of the text on the page
@@ -229,15 +230,16 @@ def mixture_ellipses(z,            # (n, 2)
                      means,        # (K, 2)
                      covariances,  # (K, 2, 2)
                      names=None,   # (K,), written at the means; a digit lends its colour
+                     sigmas=(1, 2),  # standard deviations at which ellipses are drawn
                      ) -> Figure:
-    """The latent plane with the 1 and 2 sigma ellipses of a Gaussian mixture over it."""
+    """The latent plane with the ellipses of a Gaussian mixture over it."""
     z, (means, covariances) = _plane(z), _components(means, covariances)
     labels = None if labels is None else _match(len(z), labels, "labels")
     names = list(range(1, len(means) + 1)) if names is None else _match(len(means), names, "names").tolist()
     fig, ax = plt.subplots(figsize=(0.64 * WIDTH, 0.55 * WIDTH))
     handles = _scatter(ax, z, labels, alpha=0.35)
     for mean, covariance, name in zip(means, covariances, names):
-        for k, width in ((1, 1.8), (2, 1.0)): ax.add_patch(_ellipse(mean, covariance, k, fill=False, ec=INK, lw=width))
+        for k in sigmas: ax.add_patch(_ellipse(mean, covariance, k, fill=False, ec=INK, lw={1: 1.8}.get(k, 1.0)))
         ax.text(*mean, name, ha="center", va="center", fontsize=9, weight="bold", color=INK,
                 bbox=dict(boxstyle="circle,pad=0.25", fc="white", ec=INK, lw=0.8))
     if handles: ax.legend(handles=handles, title="digit", loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.1)
@@ -427,4 +429,23 @@ def accuracy_intervals(names,       # (m,), written at the left, first on top
     ax.set(yticks=rows, yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel=xlabel)
     ax.margins(x=0.04); ax.tick_params(axis="y", length=0); ax.spines["left"].set_visible(False)
     ax.grid(axis="x", lw=0.5, color="#dddddd"); ax.set_axisbelow(True)
+    return fig
+
+# %% ../nbs/05_figures.ipynb #a145d0aa
+@_styled
+def setting_panels(panels,  # {setting: (values, {curve: one number a value}, the value in use)}
+                   ylabel: str = "accuracy",
+                   ) -> Figure:
+    """One panel a setting, with one line for each curve."""
+    if not panels: raise ValueError("panels is empty: there is nothing to draw")
+    fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.1), sharey=True, squeeze=False)
+    for ax, (setting, (values, curves, used)) in zip(axes[0], panels.items()):
+        values = list(values)
+        if used in values: ax.axvline(values.index(used), color="#e6e6e6", lw=10, zorder=0)
+        for (name, y), colour in zip(curves.items(), PALETTE):
+            ax.plot(_match(len(values), y, f"{setting}, {name}"), "o-", color=colour, ms=4, lw=1.2, label=name)
+        ax.set(xlabel=setting, xticks=range(len(values)), xticklabels=[f"{v:,g}" for v in values])
+        ax.margins(x=0.15)
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, -1].legend(fontsize=7)
     return fig
