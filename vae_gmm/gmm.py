@@ -63,7 +63,8 @@ def log_joint(X, weights, means, covariances):
     "(n, K) matrix of log pi_c + log N(x_i | mu_c, Sigma_c); a weight of zero gives -inf."
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights)
-    return np.stack([gaussian_log_pdf(X, m, S) for m, S in zip(means, covariances)], axis=1) + log_weights
+    return np.stack([gaussian_log_pdf(X, m, S)
+                     for m, S in zip(means, covariances)], axis=1) + log_weights
 
 def e_step(
     X,           # (n, D) points
