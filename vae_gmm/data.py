@@ -226,13 +226,14 @@ def to_unit(images):
     return torch.from_numpy(np.ascontiguousarray(images)).flatten(1).float().div_(255)  # eq. (1.1)
 
 # %% ../nbs/00_data.ipynb #bd4cad14
-def affine_batch(x, angle, scale, shift):
-    """Turn (radians, clockwise), scale and shift (pixels right and down) each image of a batch.
+def affine_batch(x, angle, scale, shift, shear=None):
+    """Turn (radians, clockwise), scale, shift (pixels right and down) and slant (radians) each image of a batch.
 
-    x (B, 784) or (B, 1, 28, 28); angle (B,), scale (B,), shift (B, 2). The result has the shape of x."""
+    x (B, 784) or (B, 1, 28, 28); angle, scale and, if given, shear (B,); shift (B, 2). The result has the shape of x."""
     c, s = angle.cos() / scale, angle.sin() / scale
+    a, b = (c, s) if shear is None else (c - shear.tan() * s, s + shear.tan() * c)
     t = -shift / 14
-    matrix = torch.stack([torch.stack([c, s, c * t[:, 0] + s * t[:, 1]], 1),
+    matrix = torch.stack([torch.stack([a, b, a * t[:, 0] + b * t[:, 1]], 1),
                           torch.stack([-s, c, -s * t[:, 0] + c * t[:, 1]], 1)], 1)  # eq. (1.2)
     grid = F.affine_grid(matrix, (len(x), 1, 28, 28), align_corners=False)
     return F.grid_sample(x.reshape(-1, 1, 28, 28), grid, align_corners=False).clamp_(0, 1).reshape(x.shape)
@@ -245,12 +246,14 @@ def augment_batch(
     scale=0.1,  # scale factors from 1 - scale to 1 + scale
     shift=2.0,  # largest shift in pixels
     flip=False,  # mirror half of the images; see the warning in the text
+    shear=0.0,  # largest slant in degrees
 ):
-    "A randomly turned, scaled and shifted copy of each image; same shape, values in [0, 1]."
+    "A randomly turned, scaled, shifted and slanted copy of each image; same shape, values in [0, 1]."
     def uniform(*shape):
         return torch.rand(*shape, generator=generator, device=x.device) * 2 - 1
     B = len(x)
-    out = affine_batch(x, uniform(B) * math.radians(rotation), 1 + uniform(B) * scale, uniform(B, 2) * shift)
+    out = affine_batch(x, uniform(B) * math.radians(rotation), 1 + uniform(B) * scale, uniform(B, 2) * shift,
+                       uniform(B) * math.radians(shear) if shear else None)
     if flip:
         mirrored = (uniform(B) > 0).reshape(-1, *[1] * (x.ndim - 1))
         out = torch.where(mirrored, out.reshape(-1, 1, 28, 28).flip(3).reshape(x.shape), out)
