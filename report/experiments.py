@@ -35,8 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DIGITS = np.array([1, 4, 8])
 OURS = "VAE and mixture (this report)"
 ABLATIONS = {  # what differs from the recipe, one at a time
-    "beta": (0.1, 0.25, 1.0, 2.0, 4.0), "latent_dim": (1, 4, 8, 16), "dropout": (0.0, 0.5),
-    "images": (150, 300, 600), "augment": (True,)}
+    "beta": (0.1, 0.25, 1.0, 2.0, 4.0), "latent_dim": (1, 4, 8, 16), "dropout": (0.0, 0.5), "images": (150, 300, 600)}
 PER_CLASS, LABELS, DRAWS = (1, 2, 3, 4, 6), (1, 2, 5, 20), 20  # without training: components and labels a digit
 
 
