@@ -5,8 +5,8 @@
     python benchmarks/gmm.py --quick         fewer pairs
 
 EM iterations: both libraries get the same data, start and number of iterations (full covariances, float64, two threads),
-take turns, and their answers are compared. The ratio is the median over the pairs. pomegranate and the loop of the first
-version of the course report (a density from `scipy.stats.multivariate_normal` per component) run once beside them.
+take turns, and their answers are compared. The ratio is the median over the pairs. pomegranate and the loop of the course
+project (a density from `scipy.stats.multivariate_normal` per component) run once beside them.
 """
 import argparse
 import os
@@ -61,7 +61,7 @@ def ours_and_theirs(X, start, K, iterations, pairs):
     return np.array(times), gap
 
 
-def loop_of_the_first_report(X, start, iterations):
+def loop_of_the_course_project(X, start, iterations):
     "E and M steps as first published, with scipy's density."
     weights, means, covs = start["weights_init"], start["means_init"], np.linalg.inv(start["precisions_init"])
     for _ in range(iterations):
@@ -100,7 +100,7 @@ def iterations_table(rows, pairs, slow):
     print(f"machine: one pass over memory {bandwidth / 1e9:.1f} GB/s (one thread), matrix product {flops / 1e9:.0f} Gflop/s ({THREADS} threads)\n")
     print(f"EM iterations ({ITERATIONS} from the same start, whole call), median of {pairs} pairs")
     print("|       n |  D |  K | ours ms/iter | sklearn ms/iter | times sklearn (range) | must | aim | largest difference | of memory pass | of matrix rate |"
-          " pomegranate ms/iter | first report ms/iter |")
+          " pomegranate ms/iter | course project ms/iter |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     failed = []
     for row in rows:
@@ -112,7 +112,7 @@ def iterations_table(rows, pairs, slow):
         features = 1 + D + D * (D + 1) // 2
         memory, arithmetic = X.nbytes / bandwidth / ours, 4 * n * K * features / flops / ours
         others = []
-        for f, few in ((pomegranate_fit, 3), (loop_of_the_first_report, 3)):
+        for f, few in ((pomegranate_fit, 3), (loop_of_the_course_project, 3)):
             try: others.append(f"{seconds(lambda: f(X, start, few))[0] / few * 1e3:.1f}" if slow else "")
             except ImportError: others.append("not installed")
         print(f"| {n:7d} | {D:2d} | {K:2d} | {ours * 1e3:.2f} | {theirs * 1e3:.2f} | {np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f}) "
