@@ -195,7 +195,7 @@ from vae_gmm.classifier import VAEGMM
 from vae_gmm.cli import write_classifier
 runs = [VAEGMM.from_files(f"{name}.pth", f"{name}.pkl") for name in ("a", "b")]
 print("ready", flush=True)
-while True:
+for _ in range(300):  # far longer than it is left to live
     for clf in runs:
         write_classifier(clf, Path("out.pth"), Path("out.pkl"))
 """
@@ -215,7 +215,9 @@ def test_killed_while_writing(course, tmp_path):
     for _ in range(12):
         process = subprocess.Popen([sys.executable, "-c", WRITE_ON], cwd=tmp_path, stdout=subprocess.PIPE, env=environment())
         process.stdout.readline()
-        time.sleep(rng.uniform(0.05, 0.3))
+        while not list(tmp_path.glob(".out.*.part")) and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.wait(SECONDS)
         process.stdout.close()
@@ -224,7 +226,7 @@ def test_killed_while_writing(course, tmp_path):
             assert (tmp_path / f"out.{end}").read_bytes() in choices
         for part in tmp_path.glob(".out.*.part"):
             part.unlink()
-    assert halves > 2  # it was killed in the middle of writing, too
+    assert halves  # it was killed in the middle of writing, too
 
 
 def test_info(course, tmp_path):
