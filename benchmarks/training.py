@@ -40,6 +40,8 @@ class NaiveVAE(VAE):
         super().__init__()
         for name, (i, o) in dict(deconv1=(256, 128), deconv3=(128, 64), deconv5=(32, 1)).items():
             setattr(self, name, nn.ConvTranspose2d(i, o, 3, stride=1, padding=1))
+        for name, (i, o) in dict(deconv2=(128, 128), deconv4=(64, 32)).items():
+            setattr(self, name, nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1))
         self.to(memory_format=torch.contiguous_format)
 
     def encode(self, x):
