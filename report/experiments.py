@@ -213,7 +213,7 @@ def about(split):
 
 def order(row):
     """Rows in the order of the settings, whichever process was done first."""
-    return str(row.get("setting", "")), float(row.get("value", 0)), row["seed"], row.get("per_class", 0), row.get("labels", 0)
+    return list(ABLATIONS).index(row["setting"]) if "setting" in row else 0, float(row.get("value", 0)), row["seed"], row.get("per_class", 0), row.get("labels", 0)
 
 
 @click.command()
