@@ -11,7 +11,8 @@ SECONDS = 600  # no command here takes this long, even on a busy machine
 
 def environment(**changes):
     """The environment for a command: one thread each, no settings of the user's."""
-    env = {k: v for k, v in os.environ.items() if k not in ("VAE_GMM_DATA", "NO_COLOR", "FORCE_COLOR")}
+    personal = ("VAE_GMM_DATA", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "PYTHONIOENCODING", "WORLD_SIZE")
+    env = {k: v for k, v in os.environ.items() if k not in personal}
     path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     return {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **changes}
 

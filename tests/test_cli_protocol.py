@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import SECONDS, ctrl_c_works, environment, run, start
+from safetensors import safe_open
 
 from vae_gmm.classifier import VAEGMM
 
@@ -48,6 +49,8 @@ def test_train(course):
     folder, out, err = course
     assert {"vae.pth", "gmm_params.pkl"} <= {path.name for path in folder.iterdir()}
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    for name in ("vae.pth", "gmm_params.pkl"):  # others may read them, as far as the user lets them read any file
+        assert (folder / name).stat().st_mode & 0o777 == (folder / "TRAIN.npz").stat().st_mode & 0o777
     assert "Network: vae.pth" in out and "Mixture: gmm_params.pkl" in out
     assert out.splitlines()[-1].endswith("vae_gmm test_classifier TEST.npz --model vae.pth --gmm gmm_params.pkl")
     assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 1 of 2", "epoch 2 of 2"]  # plain lines, no bar
@@ -164,6 +167,30 @@ def test_signal_in_training(course, number):
         assert re.fullmatch(rf"Error: interrupted after {len(epochs)} epochs?; no model was written \(.*\)", last)
 
 
+def test_interrupted_before_there_is_anything_to_keep(tmp_path):
+    from click import ClickException
+    from vae_gmm.cli import train_network
+    from vae_gmm.training import History
+
+    class Interrupted:
+        history_ = History(stopped="interrupted")
+        def fit_vae(self, images, **options): pass
+
+    with pytest.raises(ClickException, match="after 0 epochs; no model was written .nor a checkpoint, which follows each epoch"):
+        train_network(Interrupted(), None, tmp_path / "state", quiet=True)
+
+
+def test_interrupted_while_a_module_is_loaded(tmp_path):
+    """`python -m` would end with another exit code if Ctrl-C came in the middle of an `exec`, as modules call it."""
+    (tmp_path / "program.py").write_text("from vae_gmm.cli import Commands\n"
+                                         "commands = Commands('commands')\n"
+                                         "@commands.command()\n"
+                                         "def stop(): exec('raise KeyboardInterrupt')\n"
+                                         "commands(['stop'])\n")
+    done = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (1, "", "Error: interrupted")
+
+
 def test_going_on_from_a_checkpoint(course):
     folder, _, _ = course
     code, _, err = stop_in_training(folder, signal.SIGTERM, "--checkpoint", "state")
@@ -175,6 +202,9 @@ def test_going_on_from_a_checkpoint(course):
     epochs = [int(line.split()[1]) for line in err.splitlines()]
     assert code == 0 and epochs == list(range(done + 1, done + 1 + len(epochs)))  # none, where a second is soon over
     assert re.match(rf"Trained for {done + len(epochs)} epochs? \(time budget", out)
+    with safe_open(folder / "state", "np") as state, safe_open(folder / "new.pth", "np") as network:  # it is the best so far
+        for name in network.keys():
+            np.testing.assert_array_equal(network.get_tensor(name), state.get_tensor(f"best.{name}"))
     code, _, err = run(folder, *"train TRAIN.npz VAL.npz --epochs 5 --checkpoint state --quiet".split())
     assert code == 1 and "state: belongs to a run with other settings (epochs=9999)" in err
 
@@ -187,6 +217,75 @@ def test_reader_gone(course):
     process.stdout.close()
     assert (process.stderr.read(), process.wait(SECONDS)) == ("", 1)
     assert (folder / "vae_reconstructed.npz").exists()
+
+
+def test_closed_streams(course, tmp_path):
+    """Started without standard error, or without any stream, a command does its work; no file takes a stream's place."""
+    folder, _, _ = course
+    options = dict(stdin=None, stdout=None, stderr=None)
+    words = [*"train TRAIN.npz VAL.npz --epochs 1 --out-dir".split(), tmp_path]
+    code, _, _ = run(folder, *words, **options, preexec_fn=lambda: (os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.close(2)))
+    assert code == 0
+    VAEGMM.from_files(tmp_path / "vae.pth", tmp_path / "gmm_params.pkl")
+    words = [*"test_classifier TEST.npz --out-dir".split(), tmp_path]
+    code, _, _ = run(folder, *words, **options, preexec_fn=lambda: os.closerange(0, 3))
+    assert code == 0 and len(predictions(tmp_path)) == 50
+
+
+def test_current_folder_deleted(tmp_path):
+    (tmp_path / "gone").mkdir()
+    code, out, err = run(tmp_path / "gone", "data", preexec_fn=lambda: os.rmdir(tmp_path / "gone"))
+    assert (code, out, err) == (1, "", "Error: the current folder is no longer there; expected to be started in one that is\n")
+
+
+def test_symbolic_links(course, tmp_path):
+    """A link is no way around the guard of the inputs; under the name of an output, the link is replaced, not what it leads to."""
+    folder, _, _ = course
+    for name in ("TEST.npz", "vae.pth", "gmm_params.pkl"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "vae.csv").symlink_to("TEST.npz")
+    code, _, err = run(tmp_path, "test_classifier", "TEST.npz")
+    assert code == 1 and err.startswith("Error: vae.csv: is an input and would be overwritten")
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "vae.csv").unlink()
+    (tmp_path / "vae.csv").symlink_to("precious")
+    code, _, err = run(tmp_path, "test_classifier", "TEST.npz", "--quiet")
+    assert code == 0, err
+    assert len(predictions(tmp_path)) == 50 and (tmp_path / "precious").read_text() == "kept"
+
+
+def test_one_set_of_images_in_many_forms(digits, tmp_path):
+    """Types, byte and memory order, compression and a member too many make no difference; nor does a name that looks like an option."""
+    import io
+    import zipfile
+    from vae_gmm.data import load_npz
+    images, labels = (array[:20] for array in digits)
+    forms = dict(fortran=np.asfortranarray(images), big=images.astype(">u2"), wide=images.astype(np.int64), flat=images.reshape(-1, 784))
+    for name, form in forms.items():
+        np.savez(tmp_path / name, data=form, labels=labels.astype(">i4"))
+    np.savez_compressed(tmp_path / "more", data=images, labels=labels.astype(np.uint8), more=np.array([{"not": "read"}]))
+    for name, method in (("bzip2", zipfile.ZIP_BZIP2), ("lzma", zipfile.ZIP_LZMA)):
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", method) as archive:
+            for key, array in (("data", images), ("labels", labels)):
+                np.save(out := io.BytesIO(), array)
+                archive.writestr(f"{key}.npy", out.getvalue())
+    for name in (*forms, "more", "bzip2", "lzma"):
+        found = load_npz(tmp_path / f"{name}.npz")
+        np.testing.assert_array_equal(found.images, images, name)
+        np.testing.assert_array_equal(found.labels, labels, name)
+        assert found.images.dtype == np.uint8 and found.labels.dtype == np.int64
+    (tmp_path / "more.npz").rename(tmp_path / "-more.npz")
+    code, out, err = run(tmp_path, "info", "--", "-more.npz")
+    assert (code, err) == (0, "") and out.startswith("-more.npz: images")
+
+
+def test_many_labels(tmp_path):
+    """Of many labels the first few are named, not all."""
+    np.savez(tmp_path / "many.npz", data=np.zeros((500, 28, 28), np.uint8), labels=np.arange(500))
+    code, out, _ = run(tmp_path, "info", "many.npz")
+    assert code == 0 and out.splitlines()[2].endswith("1 x 18, 1 x 19, ...")
+    code, _, err = run(tmp_path, "test_classifier", "many.npz", "--keep-labels", "-1")
+    assert code == 1 and err.endswith("its labels are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, ...\n")
 
 
 WRITE_ON = """
@@ -239,7 +338,7 @@ def test_info(course, tmp_path):
     kinds = {
         folder / "VAL.npz": r"images\n  data: \(15, 28, 28\) uint8\n  labels: 5 x 1, 5 x 4, 5 x 8",
         folder / "TRAIN.npz": r"images\n  data: \(60, 28, 28\) uint8\n  labels: none",
-        folder / "vae_reconstructed.npz": r"reconstructed images, in \[0, 1\]\n  data: \(10, 28, 28\) float32",
+        folder / "vae_reconstructed.npz": r"images as fractions, such as test_reconstruction writes\n  data: \(10, 28, 28\) float32",
         folder / "vae.pth": r"network with 2 latent dimensions and ([\d,]+) parameters\n  name: \w+\n"
                             r"  architecture: .+\n  pixels: .+\n  written by vae_gmm \d",
         folder / "gmm_params.pkl": r"mixture of \d+ components? in 2 dimensions\n  labels: .*\n  belongs to the network \w+",
@@ -295,9 +394,16 @@ def test_help_is_quick():
 
 
 def test_help_names_every_command(tmp_path):
+    """So does the answer to a misspelt one, wherever it stands; each command's own help says something about each option."""
+    from vae_gmm.cli import vae_gmm
     _, out, _ = run(tmp_path, "--help")
     for name in ("data", "train", "test_reconstruction", "test_classifier", "info"):
         assert re.search(rf"^  {name} +\w", out, re.M), name
+        code, text, err = run(tmp_path, name, "--help")
+        assert (code, err) == (0, "") and text.startswith(f"Usage: python -m vae_gmm {name} ")
+        assert all(param.help for param in vae_gmm.commands[name].params if param.param_type_name == "option")
+    code, _, err = run(tmp_path, *"TEST.npz test_classifer vae.pth gmm_params.pkl".split())
+    assert code == 2 and "expected one of data, info, test_classifier, test_reconstruction, train" in err
 
 
 def test_shell_completion(tmp_path):

@@ -11,6 +11,7 @@ __all__ = ['MODEL_FORMAT', 'MIXTURE_FORMAT', 'PICKLE_ADVICE', 'MAX_STATE_BYTES',
 import hashlib
 import json
 import math
+import warnings
 import zipfile
 from dataclasses import asdict
 from functools import lru_cache
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from . import __version__
 from .data import InputError, check_images, check_labels, first_bytes, npz_headers, read_npz, replacing, split_indices, to_unit, write_npz
@@ -233,11 +234,9 @@ def save_vae(vae, path):
     meta = dict(format=MODEL_FORMAT, version=__version__, architecture="convolutions 1-32-64-128-128-256, dense 512, mirrored",
                 latent_dim=vae.latent_dim, dropout=vae.dropout,
                 pixels="grey values / 255, rows first")
+    content = save({k: v.cpu().contiguous() for k, v in vae.state_dict().items()}, metadata={"vae_gmm": json.dumps(meta)})
     with replacing(path) as part:
-        try:
-            save_file({k: v.cpu().contiguous() for k, v in vae.state_dict().items()}, part, metadata={"vae_gmm": json.dumps(meta)})
-        except SafetensorError as err:
-            raise InputError(f"{path}: cannot be written ({err})") from err
+        part.write_bytes(content)  # the library's own writer makes files that nobody else can read
 
 # %% ../nbs/04_classifier.ipynb #7ff068ad
 PICKLE_ADVICE = "pickles can run code and are never loaded; expected a file written by `vae_gmm train`"
@@ -251,11 +250,14 @@ def _torch_tensors(path):
     except Exception as err:
         raise InputError(f"{path}: a damaged zip archive ({type(err).__name__}); expected a model file") from err
     if not any(name.endswith("/data.pkl") for name in names):
-        raise InputError(f"{path}: an npz file, which holds images or a mixture; expected a model file")
+        kind = "an npz file, which holds images or a mixture" if any(name.endswith(".npy") for name in names) else "a zip archive of another kind"
+        raise InputError(f"{path}: {kind}; expected a model file")
     if size > MAX_STATE_BYTES:
         raise InputError(f"{path}: declares {size:,} bytes; at most {MAX_STATE_BYTES:,} are read from a torch.save file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say is said below
+            state = torch.load(path, map_location="cpu", weights_only=True)
         plain = all(type(v) is torch.Tensor and v.layout == torch.strided and isinstance(k, str) for k, v in state.items())
     except Exception:
         plain = False
@@ -276,8 +278,10 @@ def _check_shapes(path, shapes, latent_dim):
     expected = _tensor_shapes(latent_dim)
     for name in sorted(expected | shapes, key=lambda k: k in expected and k in shapes):  # absent and unknown names first
         if shapes.get(name) != expected.get(name):
-            raise InputError(f"{path}: its tensors are not this network's; {name} has shape {shapes.get(name)}, "
-                             f"expected {expected.get(name)} with {latent_dim} latent dimensions")
+            found = shapes.get(name, "missing")  # a shape, or a type that is not float32
+            wanted = f"shape {expected[name]} of float32" if name in expected else "no such tensor"
+            raise InputError(f"{path}: its tensors are not this network's; {name} {'has shape' if type(found) is tuple else 'is'} {found}, "
+                             f"expected {wanted} with {latent_dim} latent dimensions")
 
 def safetensors_header(path):
     "What this package wrote about a safetensors file, as a dictionary, and the tensors' shapes; no tensor is read."
@@ -287,7 +291,7 @@ def safetensors_header(path):
             slices = {k: file.get_slice(k) for k in file.keys()}
             shapes = {k: tuple(v.get_shape()) if v.get_dtype() == "F32" else v.get_dtype() for k, v in slices.items()}
     except (SafetensorError, OSError, ValueError, RecursionError) as err:
-        raise InputError(f"{path}: not a complete safetensors file ({err}); expected a model file") from err
+        raise InputError(f"{path}: not a complete safetensors file ({err}); expected a model file, written by `vae_gmm train`") from err
     return meta if isinstance(meta, dict) else {}, shapes
 
 # %% ../nbs/04_classifier.ipynb #cdce1d57
@@ -297,11 +301,12 @@ def load_vae(path):
     Raises `InputError` for anything else; no code in the file can run."""
     start = first_bytes(path, "a model file")
     if start[:1] == b"\x80":
-        raise InputError(f"{path}: a pickle; {PICKLE_ADVICE}, or by torch.save(model.state_dict(), ...)")
+        raise InputError(f"{path}: a pickle; {PICKLE_ADVICE}, or by torch.save(model.state_dict(), ...) in its present format")
     if start[:2] == b"PK":
         state, dropout = _torch_tensors(path), 0.2
         shapes = {k: tuple(v.shape) if v.dtype == torch.float32 else str(v.dtype) for k, v in state.items()}
-        size = (shapes.get("fc_mu.weight") or "?")[0]
+        found = shapes.get("fc_mu.weight")
+        size = found[0] if type(found) is tuple and found else 2  # without a shape, the comparison below fails
     else:
         meta, shapes = safetensors_header(path)
         if meta.get("format") != MODEL_FORMAT:
@@ -332,7 +337,7 @@ def load_gmm(path):
     if start[:1] == b"\x80":
         raise InputError(f"{path}: a pickle; {PICKLE_ADVICE}")
     if start[:2] != b"PK":
-        raise InputError(f"{path}: not a mixture of this package, which is an npz file{' (this may be a model)' if start[8:9] == b'{' else ''}")
+        raise InputError(f"{path}: not a mixture of this package, which is an npz file written by `vae_gmm train`{' (this may be a model)' if start[8:9] == b'{' else ''}")
     if "format" not in npz_headers(path):
         raise InputError(f"{path}: not a mixture of this package; expected an npz array 'format' that says '{MIXTURE_FORMAT}'")
     arrays = read_npz(path, ("format", "weights", "means", "covariances", "classes", "shares", "model_id"), max_bytes=2**27)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COURSE', 'PATH', 'AT_LEAST_1', 'model_option', 'gmm_option', 'out_dir_option', 'device_option', 'seed_option',
-           'quiet_option', 'modern_order', 'Number', 'Labels', 'check_device', 'pick_device', 'sigterm_as_ctrl_c',
-           'colour', 'say', 'note', 'count', 'printable', 'end', 'Commands', 'vae_gmm', 'main', 'option',
-           'check_outputs', 'data', 'next_command', 'read_training_files', 'log_epoch', 'train_network',
+           'quiet_option', 'modern_order', 'Whole', 'Number', 'Labels', 'check_device', 'pick_device',
+           'sigterm_as_ctrl_c', 'colour', 'say', 'note', 'count', 'printable', 'end', 'Commands', 'vae_gmm', 'main',
+           'option', 'check_outputs', 'data', 'next_command', 'read_training_files', 'log_epoch', 'train_network',
            'write_classifier', 'say_trained', 'train', 'similarity', 'test_reconstruction', 'scores_text',
            'test_classifier', 'describe', 'count_text', 'pairs', 'describe_predictions', 'describe_images',
            'describe_mixture', 'describe_network', 'describe_tensors', 'describe_settings', 'info']
@@ -46,6 +46,10 @@ def modern_order(words):
     return [words[at], *inputs, *named, *rest]
 
 # %% ../nbs/06_cli.ipynb #1512f898
+class Whole(click.IntRange):
+    "A whole number within limits."
+    name = "integer"
+
 class Number(click.FloatRange):
     "A finite number within limits."
     name = "number"
@@ -132,12 +136,18 @@ def printable(text):
 
 def end(code, message):
     "End the program with one line that says why."
+    exec("")  # makes Python forget a Ctrl-C that came while a module was loaded; it would become the exit code
     note(click.style("Error: ", fg="red", bold=True) + printable(str(message)))
     sys.exit(code)
 
 # %% ../nbs/06_cli.ipynb #613c61a8
 class Commands(click.Group):
     "Commands that answer every failure with one line and an exit code: 1 failed, 2 misused."
+    def resolve_command(self, ctx, args):
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}; expected one of {', '.join(self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
     def main(self, args=None, prog_name=None, **options):
         words = modern_order(sys.argv[1:] if args is None else list(args)) or ["--help"]
         options |= {"standalone_mode": False}
@@ -187,15 +197,20 @@ def vae_gmm():
 
 def main():
     "What `vae_gmm` in a terminal and `python -m vae_gmm` run."
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller: the next file that is opened must not take its place
+            setattr(sys, name, open(os.devnull, mode))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    try: os.getcwd()
+    except OSError: end(1, "the current folder is no longer there; expected to be started in one that is")
     vae_gmm()
 
 # %% ../nbs/06_cli.ipynb #f95f1a16
 PATH = click.Path(path_type=Path, readable=False)  # whether a file can be read is seen, and said, on reading it
 
-AT_LEAST_1 = click.IntRange(1, 2**31 - 1)
+AT_LEAST_1 = Whole(1, 2**31 - 1)
 
 def option(*names, **settings):
     "A click option whose help shows the default."
@@ -206,23 +221,23 @@ gmm_option = option("--gmm", default="gmm_params.pkl", type=PATH, metavar="FILE"
 out_dir_option = option("--out-dir", default=".", type=PATH, metavar="FOLDER", help="Folder for the files that are written.")
 device_option = option("--device", default="auto", callback=check_device, metavar="NAME",
                        help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
-seed_option = option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Seed of all random choices.")
+seed_option = option("--seed", default=0, type=Whole(0, 2**32 - 1), help="Seed of all random choices.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print results only.")
 
 # %% ../nbs/06_cli.ipynb #24e76463
 def check_outputs(outputs, inputs=()):
     "Raise a `ClickException` unless a file can be written at each of `outputs` and none of them is another or an input."
     for i, path in enumerate(outputs):
-        if not path.parent.is_dir():
-            raise click.ClickException(f"{path}: the folder {path.parent} does not exist; expected an existing folder")
-        if path.exists() and not path.is_file():
-            raise click.ClickException(f"{path}: cannot be written, it is a folder or a device; expected a file name")
-        if path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
-            raise click.ClickException(f"{path}: is an input and would be overwritten; expected another name")
-        if path.resolve() in [other.resolve() for other in outputs[:i]]:
-            raise click.ClickException(f"{path}: would be written twice; expected two different names")
         try:
-            with tempfile.TemporaryFile(dir=path.parent) as file:
+            if not path.parent.is_dir():
+                raise click.ClickException(f"{path}: the folder {path.parent} does not exist; expected an existing folder")
+            if path.exists() and not path.is_file():
+                raise click.ClickException(f"{path}: cannot be written, it is a folder or a device; expected a file name")
+            if path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
+                raise click.ClickException(f"{path}: is an input and would be overwritten; expected another name")
+            if path.resolve() in [other.resolve() for other in outputs[:i]]:
+                raise click.ClickException(f"{path}: would be written twice; expected two different names")
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as file:
                 file.write(b"try")
         except OSError as err:
             raise click.ClickException(f"{path}: cannot be written ({err.strerror})") from err
@@ -296,7 +311,9 @@ def train_network(clf, images, checkpoint=None, quiet=False):
                     callback=(lambda history: log_epoch(history, clf.config.epochs)) if plain else None)
     history = clf.history_
     if history.stopped == "interrupted":
-        kept = f"the same command goes on from {checkpoint}" if checkpoint else "--checkpoint FILE would have kept the state"
+        kept = "--checkpoint FILE would have kept the state" if not checkpoint else "nor a checkpoint, which follows each epoch"
+        if checkpoint and checkpoint.exists():
+            kept = f"the same command goes on from {checkpoint}"
         raise click.ClickException(f"interrupted after {count(len(history.rows), 'epoch')}; no model was written ({kept})")
     if not history.best_epoch:
         raise click.ClickException(f"{history.stopped}; no model was written; expected a smaller --beta or --batch-size to help")
@@ -317,8 +334,9 @@ def write_classifier(clf, model, gmm):
 
 def say_trained(clf, train_file, n_images, n_labels, model, gmm):
     "What was learned, where it is, and the command to type next."
+    from vae_gmm.data import listed
     say(f"Trained for {count(len(clf.history_.rows), 'epoch')} ({clf.history_.stopped}) on {n_images} images.")
-    say(f"{count(len(clf.gmm_.weights_), 'component')}, named {', '.join(map(str, clf.classes_))} by {count(n_labels, 'labelled image')}.")
+    say(f"{count(len(clf.gmm_.weights_), 'component')}, named {listed(clf.classes_)} by {count(n_labels, 'labelled image')}.")
     say(f"Network: {model}\nMixture: {gmm}")
     test_file = train_file.with_name(train_file.name.replace("train", "test"))
     test_file = test_file if test_file != train_file and test_file.exists() else "TEST.npz"
@@ -331,11 +349,11 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
 @model_option
 @gmm_option
 @out_dir_option
-@option("--recipe", default="fast", type=click.Choice(["fast", "course"]), help="Where the settings not given come from.")
+@option("--recipe", default="fast", type=click.Choice(["fast", "course"]), help="Where settings not given come from: this report, or the course project.")
 @click.option("--epochs", type=AT_LEAST_1, show_default="the recipe's", help="Passes over the images, at most.")
 @click.option("--batch-size", type=AT_LEAST_1, show_default="the recipe's", help="Images in a training step.")
 @click.option("--beta", type=Number(min=0), show_default="the recipe's", help="Weight of the KL term.")
-@option("--latent-dim", default=2, type=click.IntRange(1, 512), help="Numbers that describe an image.")
+@option("--latent-dim", default=2, type=Whole(1, 512), help="Numbers that describe an image.")
 @option("--max-minutes", default=55.0, type=Number(min=0, min_open=True), help="Time budget; the best network so far is kept.")
 @click.option("--keep-labels", type=Labels(2), metavar="LIST", show_default="all", help="Labels of VAL to use, with commas.")
 @click.option("--checkpoint", type=PATH, metavar="FILE", help="Keep the state of training here, and go on from it if it exists.")
@@ -354,7 +372,8 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, keep_la
     device = pick_device(device)
     from vae_gmm.classifier import VAEGMM  # after the checks: it loads more
     from vae_gmm.training import TrainConfig
-    config = (TrainConfig.fast if recipe == "fast" else TrainConfig)(seed=seed, **{k: v for k, v in given.items() if v is not None})
+    given = {name: value for name, value in given.items() if value is not None}  # the others are the recipe's
+    config = (TrainConfig.fast if recipe == "fast" else TrainConfig)(seed=seed, **given)
     clf = VAEGMM(latent_dim, config=config, random_state=seed, device=device)
     train_network(clf, images, checkpoint, quiet)
     clf.fit_gmm(images, val_images, labels)
@@ -438,7 +457,7 @@ def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
     out = out_dir / "vae.csv"
     check_outputs([out], [test_file, model, gmm])
     import numpy as np
-    from vae_gmm.data import load_npz, replacing
+    from vae_gmm.data import listed, load_npz, replacing
     images, labels = load_npz(test_file, keep_labels, require_labels=keep_labels is not None)
     device = pick_device(device)
     from vae_gmm.classifier import VAEGMM
@@ -450,7 +469,7 @@ def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
         known = np.isin(labels, clf.classes_)
         if not known.all():
             note(f"Note: {(~known).sum()} of {len(labels)} images have labels that the mixture does not know "
-                 f"({', '.join(map(str, np.unique(labels[~known])))}); they are classified and left out of the scores.")
+                 f"({listed(np.unique(labels[~known]))}); they are classified and left out of the scores.")
         if known.any():
             say(scores_text(labels[known], predicted[known], clf.classes_, quiet))
     if not quiet:
@@ -477,13 +496,15 @@ def describe(path):
         return describe_mixture(path)
     if "data" in headers:
         return describe_images(path, headers)
+    if headers:
+        raise InputError(f"{path}: an npz file with neither 'data' nor 'format' in it; expected {kinds}")
     return describe_network(path)
 
 # %% ../nbs/06_cli.ipynb #0ee12fa4
-def count_text(labels, most=20):
+def count_text(labels):
     "How often each label occurs, as text."
-    counts = sorted(Counter(labels).items())
-    return ", ".join(f"{count} x {label}" for label, count in counts[:most]) + (", ..." if len(counts) > most else "")
+    from vae_gmm.data import listed
+    return listed(f"{n} x {label}" for label, n in sorted(Counter(labels).items()))
 
 def pairs(settings):
     "Settings as text."
@@ -505,21 +526,24 @@ def describe_predictions(path):
 
 def describe_images(path, headers):
     "Lines about an npz with `data`, whose arrays' shapes and types are `headers`; only `labels` is read."
-    from vae_gmm.data import check_labels, read_npz
+    from vae_gmm.data import InputError, check_labels, read_npz
     shape, dtype = headers["data"]
-    lines = ["reconstructed images, in [0, 1]" if dtype.kind == "f" else "images", f"data: {shape} {dtype}"]
+    if shape[1:] not in ((28, 28), (784,)) or dtype.kind not in "uif":
+        raise InputError(f"{path}: 'data' has shape {shape} and type {dtype}; expected images (n, 28, 28) of whole numbers 0 to 255")
+    lines = ["images as fractions, such as test_reconstruction writes" if dtype.kind == "f" else "images", f"data: {shape} {dtype}"]
     if "labels" not in headers:
         return lines + ["labels: none"]
-    labels = check_labels(read_npz(path, ("labels",))["labels"], (shape or (0,))[0], f"{path}: 'labels'")
+    labels = check_labels(read_npz(path, ("labels",))["labels"], shape[0], f"{path}: 'labels'")
     return lines + [f"labels: {count_text(labels.tolist())}"]
 
 # %% ../nbs/06_cli.ipynb #8031e07c
 def describe_mixture(path):
     "Lines about a mixture: its components, their labels, and the network it belongs to."
     from vae_gmm.classifier import load_gmm
+    from vae_gmm.data import listed
     gmm, labels, _, written_for = load_gmm(path)
     return [f"mixture of {count(len(gmm.weights_), 'component')} in {count(gmm.means_.shape[1], 'dimension')}",
-            f"labels: {', '.join(map(str, labels))}", f"belongs to the network {written_for}"]
+            f"labels: {listed(labels)}", f"belongs to the network {written_for}"]
 
 def describe_network(path):
     "Lines about a network: its size and its name, the fingerprint of its weights."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'InputError', 'embedded_digits', 'import_torchvision', 'mnist_digits', 'first_bytes', 'read_npz',
-           'npz_headers', 'replacing', 'write_npz', 'Digits', 'check_images', 'check_labels', 'load_npz', 'to_unit',
-           'affine_batch', 'augment_batch', 'add_noise', 'SubsetImagesFromNPZ', 'split_indices', 'course_paths',
-           'write_course_files']
+           'npz_headers', 'replacing', 'write_npz', 'Digits', 'as_bytes_hint', 'check_images', 'check_labels', 'listed',
+           'load_npz', 'to_unit', 'affine_batch', 'augment_batch', 'add_noise', 'SubsetImagesFromNPZ', 'split_indices',
+           'course_paths', 'write_course_files']
 
 # %% ../nbs/00_data.ipynb #4af270b2
 import math
@@ -165,6 +165,14 @@ class Digits(NamedTuple):
     labels: "np.ndarray | None"
 
 # %% ../nbs/00_data.ipynb #fc2fcdb3
+def as_bytes_hint(images):
+    "How images that are not whole numbers may become bytes, for an error message."
+    if images.dtype.kind == "b":
+        return " (convert with 255 * x.astype('uint8'))"
+    if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 255):  # a NaN fails both comparisons
+        return ""
+    return f" (convert {'fractions x in [0, 1] with (255 * x)' if images.max() <= 1 else 'with x'}.round().astype('uint8'))"
+
 def check_images(images, what="images"):
     "Images as (n, 28, 28) uint8, or an `InputError` that names `what`."
     images = np.asarray(images)
@@ -175,8 +183,7 @@ def check_images(images, what="images"):
     if len(images) == 0:
         raise InputError(f"{what}: holds no image")
     if images.dtype.kind not in "ui":
-        raise InputError(f"{what}: has type {images.dtype}; expected whole numbers 0 to 255 "
-                         "(convert fractions x in [0, 1] with (255 * x).round().astype('uint8'))")
+        raise InputError(f"{what}: has type {images.dtype}; expected whole numbers 0 to 255{as_bytes_hint(images)}")
     if images.min() < 0 or images.max() > 255:
         raise InputError(f"{what}: has values from {images.min()} to {images.max()}; expected 0 to 255")
     return images.astype(np.uint8, copy=False)
@@ -196,6 +203,11 @@ def check_labels(labels, n, what="labels"):
     return labels.astype(np.int64, copy=False)
 
 # %% ../nbs/00_data.ipynb #a40b91f9
+def listed(values, most=20):
+    "The values with commas between them; of many, the first few."
+    values = list(map(str, values))
+    return ", ".join(values[:most] + ["..."] * (len(values) > most))
+
 def load_npz(
     path,  # npz with `data` (n, 28, 28) and, where known, `labels` (n,)
     keep_labels=None,  # the labels to keep; None keeps all
@@ -216,8 +228,7 @@ def load_npz(
         return Digits(images, labels)
     keep = np.isin(labels, list(keep_labels))
     if not keep.any():
-        raise InputError(f"{path}: holds no image labelled {', '.join(map(str, keep_labels))}; "
-                         f"its labels are {', '.join(map(str, np.unique(labels)))}")
+        raise InputError(f"{path}: holds no image labelled {listed(keep_labels)}; its labels are {listed(np.unique(labels))}")
     return Digits(images[keep], labels[keep])
 
 # %% ../nbs/00_data.ipynb #74aaa156
