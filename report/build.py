@@ -350,7 +350,7 @@ def build_html(out, root=cells.ROOT, only=None, draft=False):
                               "--embed-resources", f"--resource-path={Path(root, 'nbs')}", "--toc", "--toc-depth=2",
                               "--number-sections", f"--metadata=pagetitle:{meta['title']}",
                               *(f"--variable=author:{author['name']}" for author in meta["authors"]))
-    page = mathml.space_names(page)
+    page = mathml.keep_punctuation(mathml.centre_accents(mathml.space_names(page)))
     page = page.replace("<style>\n", "<style>\n" + mathml.font(page) + "\n", 1)
     Path(out).write_text(page, encoding="utf-8")
 

@@ -130,7 +130,7 @@ def check_links(root):
 
 GITHUB = {  # what GitHub's Markdown or its MathJax does not show as Jupyter does, and what to write
     r"\\\|": r"\lVert and \rVert for \|",
-    r"\\operatorname\*": r"\operatorname with \limits, or \arg\max, for \operatorname*",
+    r"\\operatorname(?![a-z])": r"\mathrm for \operatorname, which GitHub does not allow",
     r"\$\$?\s*\\begin\{(?:align|equation|gather)\*?\}": "aligned inside $$, or the environment without $$",
 }
 

@@ -70,3 +70,16 @@ def space_names(page):
         return ET.tostring(root, encoding="unicode")
 
     return re.sub(r"<math.*?</math>", spaced, page, flags=re.S)
+
+
+ACCENTS = {"\u0302": "\u02c6", "\u0303": "\u02dc"}  # hat and tilde: marks that combine, and such as stand by themselves
+
+
+def centre_accents(page):
+    """The page with hats and tildes above the middle of a letter and no wider than it."""
+    return re.sub("<mo[^>]*>([\u0302\u0303])</mo>", lambda m: f'<mo accent="true" stretchy="false">{ACCENTS[m[1]]}</mo>', page)
+
+
+def keep_punctuation(page):
+    """The page with commas and the like never alone at the start of a line, after a formula at the end of one."""
+    return re.sub(r"(?<=</math>)(?=[,.;:!?)\]’”])", "\u2060", page)  # a word joiner

@@ -22,13 +22,13 @@ from report.tree import BuildError
 MAX_LINES = 25    # longer cells are not printed without the tag pdf
 MAX_COLUMNS = 98  # characters of code that fit on a line
 PLACEHOLDER = b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160"><rect width="400" height="160" fill="#ddd"/></svg>'
+NAMED = ("figure", "fig"), ("table", "tbl")  # what has a number and a caption: its name, and how its label starts
 ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pytest\.raises|ExceptionExpected))")
 
-POINTERS = [  # how a notebook speaks of a figure beside the text; in the report, where figures float, by its number
-    (re.compile(r"\b[Tt]he (?:figure below|next figure|following figure)\b"), 1),
-    (re.compile(r"\b[Tt]he (?:figure above|last figure)\b"), -1),
-    (re.compile(r"\bThe figure(?= \w+s\b)"), 0),  # 0: the nearer one, of two equally near ones the one above
-]
+POINTERS = [  # how a notebook speaks of a figure or table beside the text; in the report, where figures float, by its number
+    (re.compile(rf"\b[Tt]he (?:{kind} below|next {kind}|following {kind})\b"), f"{label}-", 1) for kind, label in NAMED] + [
+    (re.compile(rf"\b[Tt]he (?:{kind} above|last {kind})\b"), f"{label}-", -1) for kind, label in NAMED] + [
+    (re.compile(r"\bThe figure(?= \w+s\b)"), "fig-", 0)]  # 0: the nearer one, of two equally near ones the one above
 
 
 def division(content, kind, identifier="", **attributes):
@@ -151,9 +151,11 @@ class Notebook:
             if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & unwanted or not keep(cell):
                 continue
             text = cell.source.strip() if cell.cell_type == "markdown" else self.code(cell, at)
-            label = cells.directives(cell).get("label", "") if cell.cell_type == "code" else ""
+            d = cells.directives(cell) if cell.cell_type == "code" else {}
+            label = d.get("label", "")
             if text:
-                parts.append([at, label if label.startswith("fig-") else cell.cell_type, text])
+                numbered = label.startswith("fig-") or label.startswith("tbl-") and "tbl-cap" in d
+                parts.append([at, label if numbered else cell.cell_type, text])
             elif parts and parts[-1][1] == "markdown":  # the code that this text leads up to is not printed
                 parts[-1][2] = re.sub(r":$", ".", parts[-1][2])
         point_to_figures(parts)
@@ -161,14 +163,15 @@ class Notebook:
 
 
 def point_to_figures(parts):
-    """Let text that speaks of "the figure below" name the figure's number; `parts` as in Notebook.markdown."""
+    """Let text that speaks of "the figure below" name the figure's number, and of a table likewise; `parts` as in
+    Notebook.markdown."""
     kinds = [kind for _, kind, _ in parts]
     for i, part in enumerate(parts):
         if part[1] != "markdown":
             continue
-        figures = [(j - i, kind) for j, kind in enumerate(kinds) if kind.startswith("fig-")]
-        for phrase, side in POINTERS:
-            near = min((f for f in figures if f[0] * side >= 0), key=lambda f: (abs(f[0]), f[0]), default=None)
+        for phrase, start, side in POINTERS:
+            places = [(j - i, kind) for j, kind in enumerate(kinds) if kind.startswith(start)]
+            near = min((p for p in places if p[0] * side >= 0), key=lambda p: (abs(p[0]), p[0]), default=None)
             if near:
                 part[2] = phrase.sub(f"@{near[1]}", part[2])
 

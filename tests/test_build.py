@@ -48,7 +48,7 @@ CHAPTER = module(
     md("The root of $x$ solves\n\n$$\ny^2 = x . \\tag{1.1}\n$$\n\nas Kingma and Welling [@kingma2014] do not say. "
        "See eq. (1.1), Eqs. (1.1) and (1.2). A lone (1.1) is no reference. The figure below is a dot:"),
     code("assert root(4) == 2  # eq. (1.1)"),
-    md("$$\ny = x^{1/2} \\tag{1.2}\n$$"),
+    md("$$\ny = x^{1/2} \\tag{1.2}\n$$\n\nThe table below has more roots."),
     code("#| label: fig-dot\n#| fig-cap: A dot, drawn with eq. (1.2).\nplot()", {"image/png": PNG}),
     code("#| label: tbl-roots\n#| tbl-cap: Some roots.\ntable()",
          {"text/html": "<div><table><thead><tr><th>x</th><th>root</th></tr></thead><tbody><tr><td>4</td><td>2.0</td></tr>"
@@ -219,7 +219,7 @@ def test_the_readme_shows_small_pictures_of_what_is_stored(project):
 
 @pytest.mark.parametrize("text, problems", [
     (r"$$\begin{aligned} a &= b \end{aligned}$$ and $x$, $y$ and `$ x$`", 0),
-    (r"$$\begin{align} a &= b \end{align}$$", 1), (r"$\operatorname*{arg\,max}$", 1), (r"$\|x\|$", 1), ("$ x$", 1)])
+    (r"$$\begin{align} a &= b \end{align}$$", 1), (r"$\operatorname*{arg\,max}$", 1), (r"$\operatorname{KL}$", 1), (r"$\mathrm{KL}$", 0), (r"$\|x\|$", 1), ("$ x$", 1)])
 def test_formulas_that_github_does_not_show_are_found(text, problems):
     assert len(list(check.unshown_formulas(text))) == problems
 
@@ -245,6 +245,7 @@ def test_the_report_has_its_parts_and_the_same_bytes_again(project):
     assert text.count("#link(<eq-1.1>)") == 2 and text.count("#link(<eq-1.2>)") == 2  # one of them in the caption
     assert re.search(r'#display-math\(.*"1\.1".*<eq-1\.1>', text)
     assert "What roots are for." in text and "= The sound module" in text and "A line about it." in text
+    assert "#ref(<tbl-roots>) has more roots." in text
     assert "#ref(<fig-dot>) is a dot." in text  # numbered, and the colon before code that is not printed has gone
     assert "A dot, drawn with eq." in text and 'picture("00_sound-dot.png", "A dot, drawn with eq. (1.2).")' in text
     assert "Some roots." in text and "<tbl-roots>" in text

@@ -185,10 +185,12 @@ def reconstructions(originals,         # (n, 784) or (n, 28, 28)
 
 # %% ../nbs/05_figures.ipynb #74ed6cfb
 def _scatter(ax, z: np.ndarray, labels: np.ndarray | None, size: float = 7, alpha: float = 0.65) -> list:
-    "Points by label in random but fixed order, as pictures inside vector files; the legend's handles."
+    "Points by label in random but fixed order, larger and darker if few, as pictures inside vector files; the legend's handles."
     classes = [None] if labels is None else sorted(set(labels.tolist()), key=str)
     labels = np.full(len(z), None) if labels is None else labels
     order = np.random.default_rng(0).permutation(len(z))
+    few = min(max(1500 / len(z), 1), 4)
+    size, alpha = size * few ** 0.75, min(alpha * few ** 0.5, 0.9)
     for part in np.array_split(order, min(20, len(z))):
         for c in classes:
             here = part[labels[part] == c]
@@ -438,13 +440,16 @@ def setting_panels(panels,  # {setting: (values, {curve: one number a value}, th
                    ) -> Figure:
     """One panel a setting, with one line for each curve."""
     if not panels: raise ValueError("panels is empty: there is nothing to draw")
-    fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.1), sharey=True, squeeze=False)
+    panels = {setting: (list(values), {name: _match(len(values), y, f"{setting}, {name}") for name, y in curves.items()}, used)
+              for setting, (values, curves, used) in panels.items()}
+    fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.1), sharey=True, squeeze=False,
+                             width_ratios=[max(len(values), 3) for values, _, _ in panels.values()])
     for ax, (setting, (values, curves, used)) in zip(axes[0], panels.items()):
-        values = list(values)
         if used in values: ax.axvline(values.index(used), color="#e6e6e6", lw=10, zorder=0)
         for (name, y), colour in zip(curves.items(), PALETTE):
-            ax.plot(_match(len(values), y, f"{setting}, {name}"), "o-", color=colour, ms=4, lw=1.2, label=name)
+            ax.plot(y, "o-", color=colour, ms=4, lw=1.2, label=name)
         ax.set(xlabel=setting, xticks=range(len(values)), xticklabels=[f"{v:,g}" for v in values])
+        ax.tick_params(axis="x", labelsize=7)
         ax.margins(x=0.15)
     axes[0, 0].set_ylabel(ylabel)
     axes[0, -1].legend(fontsize=7)
