@@ -3,7 +3,8 @@
 Seeds, baselines and ablations on the embedded digits. Each classifier is scored on the held-out digits, on MNIST's
 official test images and, where a setting is to be chosen, on development images: MNIST training images that are not
 embedded. The folder that VAE_GMM_DATA names holds MNIST. The networks are trained side by side, one process for each
-processor, and the file says when, with which versions, on what machine and on which data they ran.
+processor, and the file says when, with which versions, on what machine and on which data they ran. Trained networks
+are kept in .experiments/, so that an interrupted run goes on where it was; remove the folder to train them anew.
 """
 import datetime
 import hashlib
@@ -13,7 +14,7 @@ import os
 import platform
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -25,18 +26,25 @@ from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
 import vae_gmm
-from vae_gmm.classifier import VAEGMM, as_unit, fit_mixture, label_shares, start_means
+from vae_gmm.classifier import VAEGMM, as_unit, average, em_solutions, label_shares, load_vae, overlaps, save_vae, start_means
 from vae_gmm.data import embedded_digits, load_npz, mnist_digits, split_indices, write_course_files
 from vae_gmm.gmm import GaussianMixture
-from vae_gmm.training import TrainConfig, encode, fit_vae
+from vae_gmm.training import TrainConfig, elbo, encode, evaluate, fit_vae
 from vae_gmm.vae import VAE
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = np.array([1, 4, 8])
+NETWORKS = ROOT / ".experiments"
 OURS = "VAE and mixture (this report)"
 ABLATIONS = {  # what differs from the recipe, one at a time
-    "beta": (0.1, 0.25, 1.0, 2.0, 4.0), "latent_dim": (1, 4, 8, 16), "dropout": (0.0, 0.5), "images": (150, 300, 600)}
-PER_CLASS, LABELS, DRAWS = (1, 2, 3, 4, 6), (1, 2, 5, 20), 20  # without training: components and labels a digit
+    "beta": (0.1, 1.0, 4.0), "latent_dim": (1, 4, 8, 16), "dropout": (0.5,), "images": (150, 300, 600)}
+PER_CLASS, LABELS, RHOS, DRAWS = (1, 2, 3, 4, 6), (1, 2, 5, 20), (0.0, 0.5, 0.8, 0.9), 20  # these need no training
+RECIPES = {  # what was tried against the course project's recipe
+    "course project": TrainConfig(),
+    "one cycle, batches of 32": TrainConfig.fast(batch_size=32),
+    "the same, twice the step size": TrainConfig.fast(batch_size=32, lr=2e-3),
+    "one cycle, batches of 16 (fast)": TrainConfig.fast()}
+RECIPE_SEEDS = {"course project": 3, "one cycle, batches of 16 (fast)": 3}  # the others have one
 
 
 class Split:
@@ -56,6 +64,10 @@ class Split:
         self.parts = {"held_out": (parts["test"].images, parts["test"].labels), "official": (official[keep], labels[keep]),
                       "development": (images[chosen], others[chosen])}
 
+    def keep(self, chosen):
+        """Leave only the chosen training images."""
+        self.train, self.y_train = self.train[chosen], self.y_train[chosen]
+
     def score(self, predict, parts=("held_out", "official")):
         """Accuracy of `predict` on the named images."""
         return {part: float((predict(self.parts[part][0]) == self.parts[part][1]).mean()) for part in parts}
@@ -66,17 +78,17 @@ def flat(images):
     return as_unit(images).double().numpy()
 
 
-def named(gmm, z_labelled, y_labelled, embed=lambda z: z):
-    """The classifier of chapter 5 from a mixture, as a function of what `embed` takes."""
-    shares = label_shares(gmm.predict_proba(z_labelled), y_labelled, DIGITS)
+def named(gmm, z, z_labelled, y_labelled, embed=lambda z: z, rho=0.5):
+    """The classifier of chapter 5 from a mixture of the points z, as a function of what `embed` takes."""
+    shares = label_shares(gmm.predict_proba(z_labelled), y_labelled, DIGITS, overlaps(gmm.predict_proba(z)), rho)
     return lambda x: DIGITS[(gmm.predict_proba(embed(x)) @ shares).argmax(1)]
 
 
-def mixture(split, embed, seed, per_class=4):
+def mixture(split, embed, seed, per_class=2):
     """The classifier of chapter 5 on `embed`ded images."""
     z, z_labelled = embed(split.train), embed(split.labelled)
-    gmm = fit_mixture(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed)
-    return named(gmm, z_labelled, split.y_labelled, embed)
+    gmm = average(em_solutions(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed))
+    return named(gmm, z, z_labelled, split.y_labelled, embed)
 
 
 def k_means(split, seed, per_class=4):
@@ -88,9 +100,10 @@ def k_means(split, seed, per_class=4):
 
 def pixel_mixture(split, seed, per_class=4):
     """A mixture with diagonal covariances on pixels; 784 x 784 matrices could not be learned from so few images."""
+    pixels = flat(split.train)
     gmm = GaussianMixture(per_class * len(DIGITS), covariance_type="diag", reg_covar=1e-2, init_params="k-means++",
-                          n_init=20, max_iter=500, random_state=seed).fit(flat(split.train))
-    return named(gmm, flat(split.labelled), split.y_labelled, flat)
+                          n_init=20, max_iter=500, random_state=seed).fit(pixels)
+    return named(gmm, pixels, flat(split.labelled), split.y_labelled, flat)
 
 
 def neighbours(split, embed):
@@ -123,14 +136,28 @@ class Autoencoder(VAE):
         return mu
 
 
+def network(images, config, latent_dim=2, dropout=0.2, kind=VAE):
+    """A network trained on images as `VAEGMM.fit_vae` does it, its validation images, and the epochs: trained and best."""
+    x = as_unit(images)
+    train, val = split_indices(len(x), config.train_share, config.seed)
+    key = repr((vae_gmm.__version__, hashlib.sha256(images.tobytes()).hexdigest(), asdict(config), latent_dim, dropout, kind.__name__))
+    path = NETWORKS / hashlib.sha256(key.encode()).hexdigest()[:16]
+    facts = path.with_suffix(".json")
+    if facts.exists():
+        return load_vae(path), x[val], json.loads(facts.read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        net = kind(latent_dim, dropout)
+    history = fit_vae(net, x[train], x[val], config)
+    NETWORKS.mkdir(exist_ok=True)
+    save_vae(net, path)
+    facts.write_text(json.dumps(dict(epochs=len(history.rows), best_epoch=history.best_epoch)))
+    return net, x[val], json.loads(facts.read_text())
+
+
 def autoencoder(split, seed):
     """Latent points of an autoencoder trained like the VAE, with beta = 0 and without sampling."""
-    config, x = TrainConfig.fast(seed=seed, beta=0.0), as_unit(split.train)
-    train, val = split_indices(len(x), config.train_share, seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = Autoencoder()
-    fit_vae(net, x[train], x[val], config)
+    net, _, _ = network(split.train, TrainConfig.fast(seed=seed, beta=0.0), kind=Autoencoder)
     return lambda images: encode(net, as_unit(images))
 
 
@@ -150,47 +177,57 @@ def baselines(split, seed, latent):
 
 
 def without_training(split, seed, latent):
-    """Accuracy for other numbers of components and of labelled images a digit, on the latent points of one network."""
+    """Accuracy for other numbers of components and of labelled images a digit and other walks, on the latent points of one network."""
     z, z_labelled, rows = latent(split.train), latent(split.labelled), []
     points = {part: (latent(images), y) for part, (images, y) in split.parts.items()}
     for per_class in PER_CLASS:
-        gmm = fit_mixture(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed)
-        for labels in LABELS:
+        solutions = em_solutions(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed)
+        gmm, facts = average(solutions), dict(seed=seed, per_class=per_class, bic=solutions[0].bic(z))
+        resp = {part: gmm.predict_proba(p) for part, (p, _) in points.items()}
+        T = overlaps(gmm.predict_proba(z))
+        for labels, rho in [(labels, 0.5) for labels in LABELS] + [(5, rho) for rho in RHOS if rho != 0.5]:
             scores = []
             for draw in range(DRAWS):
                 rng = np.random.default_rng(draw)
                 chosen = np.concatenate([rng.choice(np.flatnonzero(split.y_train == d), labels, replace=False) for d in DIGITS])
-                predict = named(gmm, z[chosen], split.y_train[chosen])
-                scores.append({part: (predict(p) == y).mean() for part, (p, y) in points.items()})
-            rows += [dict(seed=seed, per_class=per_class, labels=labels, draws=DRAWS, bic=gmm.bic(z),
+                shares = label_shares(gmm.predict_proba(z[chosen]), split.y_train[chosen], DIGITS, T, rho)
+                scores.append({part: (DIGITS[(resp[part] @ shares).argmax(1)] == y).mean() for part, (_, y) in points.items()})
+            rows += [dict(facts, labels=labels, rho=rho, draws=DRAWS,
                           **{f"{part}_{name}": float(f([score[part] for score in scores]))
                              for part in points for name, f in (("mean", np.mean), ("worst", np.min))})]
     return rows
-
-
-def trained(seed, latent_dim=2, dropout=0.2, images=None, **config):
-    """The classifier of the report with some settings changed, and the images that it was made of."""
-    split = Split(seed)
-    keep = np.random.default_rng(seed).permutation(len(split.train))[:images]
-    clf = VAEGMM(latent_dim, dropout, replace(TrainConfig.fast(seed=seed), **config), random_state=seed)
-    return clf.fit(split.train[keep], split.labelled, split.y_labelled), split
 
 
 def run(job):
     """One network and what is measured on it: (job, rows by table)."""
     torch.set_num_threads(1)
     kind, seed, changed = job
-    clf, split = trained(seed, **changed)
-    def latent(images): return encode(clf.vae_, as_unit(images))
-    row = dict(seed=seed, **split.score(clf.predict, ("held_out", "official", "development")),
-               neighbours=split.score(neighbours(split, latent))["official"],
-               val_loss=clf.history_.best["val_loss"], reconstruction=clf.history_.best["val_reconstruction"],
-               kl=clf.history_.best["val_kl"])
+    changed = dict(changed)
+    name, images = changed.pop("recipe", "one cycle, batches of 16 (fast)"), changed.pop("images", None)
+    sizes = {k: changed.pop(k) for k in ("latent_dim", "dropout") if k in changed}
+    split = Split(seed)
+    if images:
+        split.keep(np.random.default_rng(seed).permutation(len(split.train))[:images])
+    config = replace(RECIPES[name], seed=seed, **changed)
+    net, val, epochs = network(split.train, config, **sizes)
+    clf = VAEGMM(**sizes, config=config, random_state=seed)
+    clf.vae_ = net
+    clf.fit_gmm(split.train, split.labelled, split.y_labelled)
+    def latent(images): return encode(net, as_unit(images))
+    scores = split.score(clf.predict, ("held_out", "official", "development"))
+    recipe = dict(recipe=name, seed=seed, **epochs, elbo=elbo(net, val), development=scores["development"])
+    if kind == "recipes":
+        return dict(recipes=[recipe])
+    reconstruction, kl = evaluate(net, val)
+    knn = split.score(neighbours(split, latent), ("official", "development"))
+    row = dict(seed=seed, **scores, neighbours=knn["official"], neighbours_development=knn["development"],
+               val_loss=reconstruction + config.beta * kl, reconstruction=reconstruction, kl=kl)
     if kind == "ablations":
-        setting, value = next(iter(changed.items()))
+        setting, value = next(iter(job[2].items()))
         return dict(ablations=[dict(setting=setting, value=value, **row)])
-    ours = dict(method=OURS, group=0, seed=seed, **split.score(clf.predict))
-    return dict(seeds=[row], baselines=[ours, *baselines(split, seed, latent)], choices=without_training(split, seed, latent))
+    ours = dict(method=OURS, group=0, seed=seed, held_out=scores["held_out"], official=scores["official"])
+    rows = dict(seeds=[row], baselines=[ours, *baselines(split, seed, latent)], choices=without_training(split, seed, latent))
+    return rows | (dict(recipes=[recipe]) if seed < RECIPE_SEEDS[name] else {})
 
 
 def rounded(value):
@@ -213,25 +250,30 @@ def about(split):
 
 def order(row):
     """Rows in the order of the settings, whichever process was done first."""
-    return list(ABLATIONS).index(row["setting"]) if "setting" in row else 0, float(row.get("value", 0)), row["seed"], row.get("per_class", 0), row.get("labels", 0)
+    place = list(ABLATIONS).index(row["setting"]) if "setting" in row else list(RECIPES).index(row["recipe"]) if "recipe" in row else 0
+    return place, float(row.get("value", 0)), row["seed"], row.get("per_class", 0), row.get("labels", 0), row.get("rho", 0)
 
 
 @click.command()
 @click.option("--seeds", default=5, show_default=True, help="Number of repetitions.")
-@click.option("--only", type=click.Choice(["seeds", "ablations"]), help="One part; the other is kept as stored.")
+@click.option("--only", type=click.Choice(["seeds", "recipes", "ablations"]), multiple=True, help="These parts; the others are kept as stored.")
 def main(seeds, only):
     """Run the long measurements and write figures/experiments.json."""
     path = ROOT / "figures" / "experiments.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     facts = about(Split(0))
-    jobs = [("seeds", seed, {}) for seed in range(seeds)] if only != "ablations" else []
-    if only != "seeds":
-        jobs += [("ablations", 0, {setting: value}) for setting, values in ABLATIONS.items() for value in values]
-    found = {}
+    jobs = dict(
+        seeds=[("seeds", seed, {}) for seed in range(seeds)],
+        recipes=[("recipes", seed, dict(recipe=name)) for name in list(RECIPES)[:-1] for seed in range(RECIPE_SEEDS.get(name, 1))],
+        ablations=[("ablations", 0, {setting: value}) for setting, values in ABLATIONS.items() for value in values])
+    jobs = [job for part, them in jobs.items() if not only or part in only for job in them]
+    found = {"recipes": stored.get("recipes", {}).get("runs", [])} if only and "recipes" not in only else {}
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for tables in tqdm(pool.map(run, jobs), total=len(jobs), unit="network"):
             for name, rows in tables.items():
                 found.setdefault(name, []).extend(rows)
+            if "recipes" in found:  # the last of a recipe and seed counts
+                found["recipes"] = list({(row["recipe"], row["seed"]): row for row in found["recipes"]}.values())
             stored |= {name: dict(facts, runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
             path.write_text(json.dumps(rounded(stored), indent=None, separators=(",", ":")).replace("{", "\n{") + "\n")
 

@@ -447,3 +447,14 @@ def test_on_a_terminal(course):
     assert code == 1 and "\x1b[31m" in seen
     code, seen = on_terminal("info", "nowhere", NO_COLOR="1")
     assert code == 1 and "\x1b" not in seen
+
+
+@pytest.mark.parametrize("images, epochs", [(15, 3), (3, 1)])
+def test_the_shortest_trainings(tmp_path, digits, images, epochs):
+    """So few steps that the schedule hardly has a rise and a fall."""
+    data, labels = digits
+    few = np.concatenate([np.flatnonzero(labels == d)[:images // 3] for d in (1, 4, 8)])
+    np.savez(tmp_path / "few.npz", data=data[few], labels=labels[few])
+    code, out, err = run(tmp_path, "train", "few.npz", "few.npz", "--epochs", str(epochs))
+    assert code == 0 and "Traceback" not in err, err
+    assert {"vae.pth", "gmm_params.pkl"} <= {path.name for path in tmp_path.iterdir()}

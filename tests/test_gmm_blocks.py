@@ -52,6 +52,12 @@ def test_bad_blocks():
         GaussianMixture().fit_blocks([X, np.full((3, 4), np.nan)])
     with pytest.raises(ValueError, match="Found 0 rows"):
         GaussianMixture().fit_blocks([])
+    for blocks, what in ((3, "got 3"), (lambda: None, "got None")):
+        with pytest.raises(ValueError, match=f"blocks must be an iterable of arrays or a function that returns one, {what}"):
+            GaussianMixture().fit_blocks(blocks)
+    once = pieces()
+    with pytest.raises(ValueError, match="blocks gave 6500 rows at first and 0 when asked again"):
+        GaussianMixture(2, means_init=X[:2]).fit_blocks(lambda: once)
 
 
 SCRIPT = r"""

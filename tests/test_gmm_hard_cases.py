@@ -32,7 +32,7 @@ def hard_case(seed):
     elif trouble == "nearly collinear": X = X[:, :1] * rng.standard_normal(D) + 10.0 ** rng.integers(-17, -5) * X
     elif trouble == "constant column": X[:, rng.integers(D)] = rng.choice([0.0, 1.0, 1e10, -1e-10])
     elif trouble == "far outlier": X[rng.integers(n)] += 10.0 ** rng.integers(3, 140)
-    elif trouble == "scale": X = X * 10.0 ** rng.integers(-150, 151)
+    elif trouble == "scale": X = X * 10.0 ** rng.choice([-150, 150, rng.integers(-150, 151)])
     elif trouble == "column scales": X = X * 10.0 ** rng.integers(-150, 151, size=D)
     elif trouble == "offset": X = X + 10.0 ** rng.integers(3, 16)
     elif trouble == "tiny float32": X = (X * 10.0 ** rng.integers(-44, -20)).astype(np.float32)
@@ -72,6 +72,15 @@ def check(seed):
 
 CLEAR = ("ill-defined empirical covariance", "beyond the range of", "Expected n_samples >= n_components", "is NaN in every row",
          "Sample weights must contain at least one non-zero number", "a minimum of 2 is required")
+
+
+def test_the_thousand_cases_are_those_that_were_asked_for():
+    cases = [hard_case(seed) for seed in range(1000)]
+    met = {(trouble, arguments["covariance_type"]) for trouble, _, _, arguments in cases}
+    assert met == {(trouble, kind) for trouble in TROUBLES for kind in KINDS}
+    size = [np.nanmax(np.abs(X)) for trouble, X, _, _ in cases if trouble == "scale"]
+    assert min(size) < 1e-148 and max(size) > 1e149
+    assert sum(len(X) <= arguments["n_components"] + 1 for _, X, _, arguments in cases) > 100
 
 
 @pytest.mark.parametrize("part", range(10))

@@ -77,6 +77,8 @@ def test_integer_weights_are_copies_and_zero_is_absence(kind, init):
         np.testing.assert_allclose(getattr(weighted, name)(X, sample_weight=w), getattr(copied, name)(np.repeat(X, w, axis=0)), rtol=1e-10)
     same(GaussianMixture(**arguments).fit(X, sample_weight=(w > 0)), GaussianMixture(**arguments).fit(X[w > 0]))
     same(GaussianMixture(**arguments).fit(X, sample_weight=w * 1e-3), weighted)
+    same(GaussianMixture(**arguments).fit(X, sample_weight=2), GaussianMixture(**arguments).fit(X))
+    np.testing.assert_allclose(weighted.bic(X, sample_weight=2), weighted.bic(np.repeat(X, 2, axis=0)))
 
 
 def mixture_with_gaps(seed, n=2000):
@@ -138,6 +140,8 @@ def test_fit_best_finds_three():
     best, curve = fit_best(X, range(1, 6), random_state=0, n_init=3)
     assert best.n_components == 3 == min(curve, key=curve.get) and list(curve) == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="criterion must be 'bic' or 'aic', got 'r2'"): fit_best(X, criterion="r2")
+    for bad in (3, []):
+        with pytest.raises(ValueError, match="n_components must be one or more numbers"): fit_best(X, bad)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,9 +199,24 @@ def test_errors_name_argument_and_value(arguments, data, message):
 def test_errors_of_answers_and_weights():
     model = GaussianMixture(2, random_state=0).fit(X)
     with pytest.raises(ValueError, match="X has 2 features, but GaussianMixture is expecting 3"): model.predict(X[:, :2])
-    with pytest.raises(ValueError, match="Invalid value for 'n_samples': 0"): model.sample(0)
+    for bad in (0, 2.5):
+        with pytest.raises(ValueError, match=f"Invalid value for 'n_samples': {bad}"): model.sample(bad)
     with pytest.raises(ValueError, match="[Nn]egative"): model.fit(X, sample_weight=-np.ones(len(X)))
     with pytest.raises(ValueError, match=r"\(5,\)"): model.fit(X, sample_weight=np.ones(5))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(weights=[0.5, 0.6]), r"sum\(weights\) = 1.10000"),
+    (dict(weights=[0.5, np.nan]), "weights contains NaN"),
+    (dict(means=[0.0, 1.0]), r"means must have the shape \(n_components, n_features\), but got \(2,\)"),
+    (dict(means=[[0.0, np.inf], [1.0, 1.0]]), "means contains infinity"),
+    (dict(covariances=np.eye(2)), r"'full covariance' should have the shape of \(2, 2, 2\), but got \(2, 2\)"),
+    (dict(covariances=[-np.eye(2)] * 2), "'full covariance' should be symmetric, positive-definite, but matrix 0 has the eigenvalue -1"),
+    (dict(covariance_type="round"), "covariance_type.*Got 'round'"),
+])
+def test_errors_of_given_parameters(arguments, message):
+    good = dict(weights=[0.5, 0.5], means=[[0.0, 0.0], [1.0, 1.0]], covariances=[np.eye(2)] * 2)
+    with pytest.raises(ValueError, match=message): GaussianMixture.from_parameters(**(good | arguments))
 
 
 def test_no_stray_warnings():

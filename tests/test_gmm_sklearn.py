@@ -4,7 +4,9 @@ The test file comes out of the installed scikit-learn wheel; only the name `Gaus
 Functions that reach behind the public interface are left out, each with its reason.
 """
 import importlib.util
+import inspect
 import pickle
+import re
 import types
 from pathlib import Path
 
@@ -91,3 +93,39 @@ def test_clone_and_pickle():
     model = GaussianMixture(2, random_state=0, missing="marginalise").fit(X)
     assert not hasattr(clone(model), "weights_") and clone(model).missing == "marginalise"
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), model.predict_proba(X))
+
+
+def test_constructor_methods_and_attributes():
+    ours, theirs = GaussianMixture, sklearn.mixture.GaussianMixture
+    extra = {"__init__": ["missing"], "fit": ["sample_weight"], "fit_predict": ["sample_weight"], "score": ["sample_weight"],
+             "bic": ["sample_weight"], "aic": ["sample_weight"], "sample": ["random_state"]}
+    for name in ["__init__"] + [name for name in dir(theirs) if not name.startswith("_") and callable(getattr(theirs, name))]:
+        a, b = ([(p.name, p.default, p.kind) for p in inspect.signature(getattr(cls, name)).parameters.values()] for cls in (ours, theirs))
+        assert a[:len(b)] == b and [p[0] for p in a[len(b):]] == extra.get(name, []), name
+    a, b = (cls(2, random_state=0).fit(X.astype(np.float32)) for cls in (ours, theirs))
+    assert {name for name in vars(a) if name.endswith("_")} == {name for name in vars(b) if name.endswith("_")}
+    for name in ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"):
+        assert (getattr(a, name).shape, getattr(a, name).dtype) == (getattr(b, name).shape, getattr(b, name).dtype)
+
+
+def bad(name, value, data=X, **more):
+    return pytest.param({"n_components": 2, name: value, **more}, data, id=f"{name}={value}"[:40])
+
+
+@pytest.mark.parametrize("arguments, data", [
+    bad("n_components", 0), bad("n_components", 1.5), bad("tol", -1), bad("reg_covar", -1), bad("max_iter", -1), bad("n_init", 0),
+    bad("covariance_type", "x"), bad("init_params", "x"), bad("verbose", -1), bad("verbose_interval", 0), bad("warm_start", "x"),
+    bad("random_state", "x"), bad("weights_init", [1.0]), bad("weights_init", [0.7, 0.7]), bad("weights_init", [-0.5, 1.5]),
+    bad("means_init", X[:3]), bad("means_init", np.full((2, 2), np.nan)), bad("precisions_init", np.eye(2)),
+    bad("precisions_init", [-np.eye(2)] * 2), bad("precisions_init", -np.eye(2), covariance_type="tied"),
+    bad("precisions_init", -np.ones((2, 2)), covariance_type="diag"), bad("precisions_init", -np.ones(2), covariance_type="spherical"),
+    bad("tol", 0.0, X[:, 0]), bad("tol", 0.0, X[:1]), bad("n_components", 5, X[:3]), bad("tol", 0.0, X * np.nan), bad("tol", 0.0, X * np.inf),
+    bad("tol", 0.0, X + 1j), bad("tol", 0.0, [["a"], ["b"]]), bad("reg_covar", 0.0, np.zeros((9, 2)))])
+@pytest.mark.filterwarnings("ignore")
+def test_messages_are_scikit_learns_or_say_more(arguments, data):
+    def message(cls):
+        with pytest.raises(Exception) as caught: cls(**arguments).fit(data)
+        text = re.sub("Input [a-z_]+ contains", "Input contains", str(caught.value))
+        return type(caught.value), re.sub(r"\{.*\}", lambda m: str(sorted(m[0])), text)      # sets have no order
+    (kind, ours), (their_kind, theirs) = message(GaussianMixture), message(sklearn.mixture.GaussianMixture)
+    assert kind is their_kind and ours.startswith(theirs)

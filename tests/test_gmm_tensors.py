@@ -56,10 +56,17 @@ def test_starts_from_tensors_and_goes_on_from_them():
     np.testing.assert_allclose(theirs.predict_proba(torch.tensor(fresh)), theirs.predict_proba(fresh), atol=1e-9)
 
 
+def test_a_gradient_is_left_out():
+    with_gradient, plain = (GaussianMixture(3, random_state=0).fit(torch.tensor(X, requires_grad=g)) for g in (True, False))
+    assert not with_gradient.means_.requires_grad and torch.equal(with_gradient.means_, plain.means_)
+    assert not plain.score_samples(torch.tensor(fresh, requires_grad=True)).requires_grad
+
+
 def test_bad_tensors():
     model = GaussianMixture(2).fit(X)
     with pytest.raises(ValueError, match="X has 2 features, but GaussianMixture is expecting 3"): model.predict(torch.tensor(fresh[:, :2]))
     with pytest.raises(ValueError, match="1D array"): model.fit(torch.tensor(X[0]))
     with pytest.raises(ValueError, match="int64"): model.fit(torch.ones(5, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="float32 or float64, got torch.bfloat16"): model.fit(torch.ones(5, 2, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="NaN"): model.fit(torch.tensor(np.where(X > 3, np.nan, X)))
     with pytest.raises(ValueError, match="n_samples = 4"): GaussianMixture(5).fit(torch.tensor(X[:4]))

@@ -7,14 +7,15 @@ __all__ = ['ILL_DEFINED', 'PIECE', 'CONSTRAINTS', 'gaussian_log_pdf', 'm_step', 
            'precision_cholesky', 'column_statistics', 'merge_statistics', 'standard_scale', 'Parameters', 'differences',
            'posterior', 'weighted_sums', 'add_up', 'block_sums', 'update', 'feature_pairs', 'feature_count',
            'feature_weights', 'features', 'FeatureMemory', 'softmax_in_place', 'sum_of_logs', 'times_features',
-           'FeatureProducts', 'unpack', 'rounding_risk', 'single_threaded_blas', 'Crew', 'inverse_factors',
-           'gap_patterns', 'observed_part', 'missing_sums', 'with_features', 'plain_task', 'Points', 'initial_resp',
-           'start_from_resp', 'precision_factor', 'check_weights', 'check_means', 'check_precisions', 'check_tensor',
-           'log_joint_by_blocks', 'ArraySource', 'pieces_of_file', 'pieces_of_array', 'spool', 'StartRows',
-           'BlockReader', 'BlockSource', 'standardised', 'GaussianMixture', 'fit_best']
+           'FeatureProducts', 'unpack', 'rounding_risk', 'Crew', 'inverse_factors', 'gap_patterns', 'observed_part',
+           'missing_sums', 'with_features', 'plain_task', 'Points', 'initial_resp', 'start_from_resp',
+           'precision_factor', 'check_weights', 'check_means', 'check_precisions', 'check_tensor',
+           'check_sample_weight', 'log_joint_by_blocks', 'ArraySource', 'pieces_of_file', 'pieces_of_array', 'spool',
+           'StartRows', 'BlockReader', 'BlockSource', 'standardised', 'GaussianMixture', 'fit_best']
 
 # %% ../nbs/02_gmm.ipynb #dd5bf858
 import contextlib, functools, math, mmap, os, queue, tempfile, threading, time, warnings
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -239,13 +240,13 @@ def feature_weights(p, covariance_type):
     "W of eq. (3.28): one row of coefficients per component, eq. (3.27)."
     D, constants = p.means.shape[1], np.maximum(p.log_constants(covariance_type), -1e300)      # a weight of 0: -inf times 0 is NaN
     if covariance_type in ("full", "tied"):
-        P = p.chol @ np.swapaxes(p.chol, -1, -2)
-        linear = (P @ p.means[:, :, None])[:, :, 0]
+        Lambda = p.chol @ np.swapaxes(p.chol, -1, -2)
+        linear = (Lambda @ p.means[:, :, None])[:, :, 0]
         j, l = feature_pairs(D, covariance_type)
-        quadratic = -P[:, j, l] * np.where(j == l, 0.5, 1.0) if covariance_type == "full" else np.empty((len(constants), 0))
+        quadratic = -Lambda[:, j, l] * np.where(j == l, 0.5, 1.0) if covariance_type == "full" else np.empty((len(constants), 0))
     else:
-        P = p.chol**2 if covariance_type == "diag" else p.chol[:, None]**2
-        linear, quadratic = P * p.means, -0.5 * P
+        Lambda = p.chol**2 if covariance_type == "diag" else p.chol[:, None]**2
+        linear, quadratic = Lambda * p.means, -0.5 * Lambda
     return np.hstack([quadratic, (constants - 0.5 * (linear * p.means).sum(axis=1))[:, None], linear])
 
 def features(Z, covariance_type):
@@ -302,7 +303,7 @@ def sum_of_logs(s):
     return np.log(np.multiply.reduce(s[:whole].reshape(16, -1), axis=0)).sum() + np.log(s[whole:]).sum()
 
 def times_features(a, Phi):
-    "a Phi^T (K, F); components without a share in the block are left out."
+    "r Phi^T (K, F) of responsibilities `a`; components without a share in the block are left out."
     rows = np.flatnonzero(np.maximum.reduce(a, axis=1) > 1e-22)
     if len(rows) == len(a): return a @ Phi.T
     out = np.zeros((len(a), len(Phi)))
@@ -318,7 +319,7 @@ class FeatureProducts(FeatureMemory):
         return np.matmul(W, self.Phi, out=self.a)
 
     def products(self, Z, w, W, chol):
-        "The log-likelihood of the block `Z` (D, b) with weights `w` (b,) or None, and R Phi^T (K, F)."
+        "The log-likelihood of the block `Z` (D, b) with weights `w` (b,) or None, and r Phi^T (K, F)."
         a, m, s = self.log_joint(Z, W), self.m, self.s
         softmax_in_place(a, m, s)
         if self.type == "tied": m -= 0.5 * (np.matmul(chol.T, self.z, out=self.y) ** 2).sum(axis=0)
@@ -327,7 +328,7 @@ class FeatureProducts(FeatureMemory):
 
 # %% ../nbs/02_gmm.ipynb #f1200826
 def unpack(total, D, covariance_type, scatter=None):
-    "N_c, f_c, G_c about 0 from R Phi^T (K, F); `scatter` is sum x x^T, for tied covariances."
+    "N_c, f_c, G_c about 0 from r Phi^T (K, F); `scatter` is sum x x^T, for tied covariances."
     Q = total.shape[1] - D - 1
     if covariance_type == "full":
         G = np.empty((len(total), D, D))
@@ -344,24 +345,14 @@ def rounding_risk(p, covariance_type):
         sd = np.sqrt(p.covariances if covariance_type == "diag" else p.covariances[:, None])
         return float((((np.abs(p.means) + sd) / sd) ** 2).sum(axis=1).max())
     m = np.abs(p.means) + np.sqrt(np.diagonal(p.covariances, axis1=-2, axis2=-1))
-    P = np.abs(p.chol @ np.swapaxes(p.chol, -1, -2))
-    return float((m * (P @ m[:, :, None])[:, :, 0]).sum(axis=1).max())
+    Lambda = np.abs(p.chol @ np.swapaxes(p.chol, -1, -2))
+    return float((m * (Lambda @ m[:, :, None])[:, :, 0]).sum(axis=1).max())
 
 # %% ../nbs/02_gmm.ipynb #5df42630
 @functools.lru_cache(maxsize=None)
 def _blas(): return threadpoolctl.ThreadpoolController()
 
-_blas_lock, _blas_users = threading.Lock(), []
-
-@contextlib.contextmanager
-def single_threaded_blas():
-    "BLAS calls stay on the thread that makes them; nested and simultaneous uses end with the last one."
-    with _blas_lock: _blas_users.append(_blas_users[0] if _blas_users else _blas().limit(limits=1, user_api="blas"))
-    try: yield
-    finally:
-        with _blas_lock:
-            limit = _blas_users.pop()
-            if not _blas_users: limit.restore_original_limits()
+_one_crew = threading.Lock()
 
 class Crew:
     "Threads that share numbered tasks: `with Crew() as crew: crew(task, n)` is the list of `task(0)` to `task(n - 1)`."
@@ -372,15 +363,16 @@ class Crew:
         self.n_threads, self.stack = max(1, min(n_threads, os.cpu_count() or 1)), contextlib.ExitStack()
 
     def __enter__(self):
-        if self.n_threads > 1:
-            self.stack.enter_context(single_threaded_blas())
+        if self.n_threads > 1 and _one_crew.acquire(blocking=False):
+            self.stack.callback(_one_crew.release)
+            self.stack.enter_context(_blas().limit(limits=1, user_api="blas"))
             self.pool = self.stack.enter_context(ThreadPoolExecutor(self.n_threads - 1))
+        else: self.n_threads = 1
         return self
 
     def __exit__(self, *exc): self.stack.close()
 
-    def __call__(self, task, n, alone=False):
-        if alone: return [task(i) for i in range(n)]
+    def __call__(self, task, n):
         results, turns = [None] * n, iter(range(n))
         def work():
             for i in turns: results[i] = task(i)
@@ -388,6 +380,7 @@ class Crew:
         work()
         for h in helpers: h.result()
         return results
+
 
 # %% ../nbs/02_gmm.ipynb #caf52033
 def inverse_factors(chol, K, D, covariance_type):
@@ -404,13 +397,13 @@ def gap_patterns(Z):
 def observed_part(Z, seen, means, V):
     "For points with the same gaps: log N(x_o | c) (K, b), x_hat - mu_c (K, D, b) and C_c (K, D, D), eqs. (3.30) and (3.31)."
     o = seen.sum()
-    R = np.linalg.qr(np.concatenate([V[:, :, seen], V[:, :, ~seen]], axis=2), mode="r")      # eq. (3.33)
+    H = np.linalg.qr(np.concatenate([V[:, :, seen], V[:, :, ~seen]], axis=2), mode="r")      # eq. (3.33)
     d_seen = Z[seen] - means[:, seen, None]
-    y = np.linalg.solve(np.swapaxes(R[:, :o, :o], 1, 2), d_seen)
-    log_det = np.log(np.abs(np.diagonal(R, axis1=1, axis2=2)[:, :o])).sum(axis=1)
+    y = np.linalg.solve(np.swapaxes(H[:, :o, :o], 1, 2), d_seen)
+    log_det = np.log(np.abs(np.diagonal(H, axis1=1, axis2=2)[:, :o])).sum(axis=1)
     d, C = np.zeros((len(V), *Z.shape)), np.zeros(V.shape)
-    d[:, seen], d[:, ~seen] = d_seen, np.swapaxes(R[:, :o, o:], 1, 2) @ y
-    C[np.ix_(range(len(V)), ~seen, ~seen)] = np.swapaxes(R[:, o:, o:], 1, 2) @ R[:, o:, o:]
+    d[:, seen], d[:, ~seen] = d_seen, np.swapaxes(H[:, :o, o:], 1, 2) @ y
+    C[np.ix_(range(len(V)), ~seen, ~seen)] = np.swapaxes(H[:, o:, o:], 1, 2) @ H[:, o:, o:]
     return -0.5 * (y**2).sum(axis=1) - log_det[:, None] - 0.5 * o * np.log(2 * np.pi), d, C
 
 def missing_sums(Z, w, p, covariance_type):
@@ -475,7 +468,7 @@ class Points:
     def cut(self, numbers):
         "Blocks (lo, hi) for `numbers` numbers a point, in up to 16 groups; an even count, for two cores."
         if numbers not in self.cuts:
-            count = -(-self.n // max((2**25 if self.xp is not np else 2**17 if numbers < 128 else 2**20) // numbers, 128))
+            count = -(-self.n // max((2**19 if self.xp is np else 2**25) // numbers, 128))
             bounds = np.linspace(0, self.n, count + (count > 1) * count % 2 + 1).astype(int).tolist()
             blocks = list(zip(bounds[:-1], bounds[1:]))
             groups = np.linspace(0, len(blocks), min(len(blocks), 16) + 1).astype(int)
@@ -493,11 +486,12 @@ class Points:
     def sums(self, p, crew, arrange=False):
         "Log-likelihood and (N_c, f_c, G_c) of eq. (3.25) at the parameters `p`, and the reference point that they are about."
         K, F = len(p.weights), feature_count(self.D, self.type)
-        fast = self.xp is np and not self.missing and F <= 8400 and rounding_risk(p, self.type) < 1e7
+        fast = (self.xp is np and not self.missing and F <= 8400 and (self.type != "full" or K > min(self.D / 8, 5))
+                and rounding_risk(p, self.type) < 1e7)
         groups, size = self.cut(F + K + 4 if fast else 3 * K * self.D)
         if fast and arrange and K > 4 and F > 128: self.arrange(p, groups, size, crew)
         task = with_features(self, p, size, lambda kernel, *block: kernel.products(*block, p.chol)) if fast else plain_task(self, p)
-        loglik, *sums = add_up(crew(lambda i: add_up(task(lo, hi) for lo, hi in groups[i]), len(groups), alone=fast and F < 128))
+        loglik, *sums = add_up(crew(lambda i: add_up(task(lo, hi) for lo, hi in groups[i]), len(groups)))
         if fast: return float(loglik), unpack(sums[0], self.D, self.type, self.scatter if self.type == "tied" else None), 0.0
         return float(loglik), [_numpy(s) for s in sums], p.means
 
@@ -543,8 +537,8 @@ def _shape(value, shape, name):
     if value.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {value.shape}")
 
-def check_weights(weights, K):
-    weights = check_array(weights, dtype=[np.float64, np.float32], ensure_2d=False, input_name="weights_init")
+def check_weights(weights, K, name="weights_init"):
+    weights = check_array(weights, dtype=[np.float64, np.float32], ensure_2d=False, input_name=name)
     _shape(weights, (K,), "weights")
     if (weights < 0).any() or (weights > 1).any():
         low, high = weights.min(), weights.max()      # scikit-learn's message has the two the wrong way round; users match it
@@ -554,8 +548,8 @@ def check_weights(weights, K):
         raise ValueError(f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}")
     return weights
 
-def check_means(means, K, D):
-    means = check_array(means, dtype=[np.float64, np.float32], ensure_2d=False, input_name="means_init")
+def check_means(means, K, D, name="means_init"):
+    means = check_array(means, dtype=[np.float64, np.float32], ensure_2d=False, input_name=name)
     _shape(means, (K, D), "means")
     return means
 
@@ -579,7 +573,7 @@ def check_precisions(precisions, covariance_type, K, D, name="precision"):
 # %% ../nbs/02_gmm.ipynb #3435ec61
 def _numpy(a):
     "A tensor, or anything else, as a NumPy array."
-    return np.asarray(a.cpu() if hasattr(a, "cpu") else a)
+    return np.asarray(a.detach().cpu() if hasattr(a, "detach") else a)
 
 def _namespace(X):
     "The array namespace of tensors that are not NumPy's, else None."
@@ -587,14 +581,20 @@ def _namespace(X):
     return array_api_compat.array_namespace(X)
 
 def check_tensor(X, n_features=None):
-    "A tensor must be what scikit-learn asks of an array: two-dimensional, floating, finite."
+    "A tensor must be what scikit-learn asks of an array: two-dimensional, floating, finite. Returned without its gradient."
     xp = array_api_compat.array_namespace(X)
     if len(X.shape) != 2: raise ValueError(f"Expected 2D array, got {len(X.shape)}D array instead: X of shape {tuple(X.shape)}")
-    if not xp.isdtype(X.dtype, "real floating"): raise ValueError(f"X must be of a floating dtype, got {X.dtype}")
-    if not bool(xp.all(xp.isfinite(X))): raise ValueError("Input X contains NaN or infinity.")
+    if X.dtype not in (xp.float32, xp.float64): raise ValueError(f"X must be float32 or float64, got {X.dtype}")
+    if not bool(xp.all(xp.isfinite(X))):
+        raise ValueError("Input X contains NaN or infinity. Missing values are marginalised in NumPy arrays, not in tensors.")
     if n_features not in (None, X.shape[1]):
         raise ValueError(f"X has {X.shape[1]} features, but GaussianMixture is expecting {n_features} features as input")
-    return X
+    return X.detach() if hasattr(X, "detach") else X
+
+def check_sample_weight(w, n):
+    "(n,) weights in double precision: one number for all points, or one for each; none negative."
+    w = w if isinstance(w, Real) else _numpy(w)
+    return _check_sample_weight(w, np.empty((n, 0)), dtype=np.float64, ensure_non_negative=True)
 
 def log_joint_by_blocks(X, weights, means, chol, covariance_type, finish, xp=np):
     "`finish(a)` of a = log pi_c + log N(x_i | c) (K, b), for blocks of the rows of `X` (n, D), joined; NaN marginalised."
@@ -627,7 +627,7 @@ class _Densities:
         if xp is np:
             X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False,
                               ensure_all_finite="allow-nan" if self.missing == "marginalise" else True)
-        else: check_tensor(X, self.n_features_in_)
+        else: X = check_tensor(X, self.n_features_in_)
         parameters = (_numpy(getattr(self, name)).astype(float) for name in ("weights_", "means_", "precisions_cholesky_"))
         out = log_joint_by_blocks(X, *parameters, self.covariance_type, lambda a: finish(a, xp), xp)
         if xp.isdtype(out.dtype, "integral"): return out
@@ -650,7 +650,7 @@ class _Densities:
         log_prob = self.score_samples(X)
         if sample_weight is None: return float(log_prob.mean())
         log_prob = _numpy(log_prob)
-        w = _check_sample_weight(_numpy(sample_weight), log_prob, dtype=np.float64, ensure_non_negative=True)
+        w = check_sample_weight(sample_weight, len(log_prob))
         return float(np.average(log_prob[w > 0], weights=w[w > 0]))
 
 # %% ../nbs/02_gmm.ipynb #c6d7c154
@@ -663,7 +663,7 @@ class _Model:
         return K - 1 + K * D + {"full": K * D * (D + 1) // 2, "tied": D * (D + 1) // 2, "diag": K * D, "spherical": K}[self.covariance_type]
 
     def _criterion(self, X, sample_weight, price):
-        n = X.shape[0] if sample_weight is None else float(np.sum(_numpy(sample_weight)))
+        n = X.shape[0] if sample_weight is None else float(check_sample_weight(sample_weight, X.shape[0]).sum())
         return -2 * self.score(X, sample_weight=sample_weight) * n + price(n) * self._n_parameters()
 
     def bic(self, X, sample_weight=None):
@@ -677,7 +677,8 @@ class _Model:
     def sample(self, n_samples=1, random_state=None):
         "`n_samples` points (n, D) drawn from the mixture and their components (n,), component by component."
         check_is_fitted(self)
-        if n_samples < 1: raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
         weights, means, S = (_numpy(getattr(self, name)).astype(float) for name in ("weights_", "means_", "covariances_"))
         counts = rng.multinomial(n_samples, weights / weights.sum())
@@ -715,7 +716,7 @@ class ArraySource(_Source):
     def __init__(self, X, sample_weight, model):
         xp = self.xp = _namespace(X) or np
         if sample_weight is not None:
-            w = _check_sample_weight(_numpy(sample_weight), np.empty((X.shape[0], 0)), dtype=np.float64, ensure_non_negative=True)
+            w = check_sample_weight(sample_weight, X.shape[0])
             X, w = X[xp.asarray(np.flatnonzero(w))] if (w == 0).any() else X, w[w > 0]
         self.X, self.w, self.D = X, None if sample_weight is None else w, X.shape[1]
         self.enough(X.shape[0], model)
@@ -794,21 +795,23 @@ class BlockReader:
             self.again = lambda: pieces_of_file(blocks)
         elif isinstance(blocks, np.ndarray): self.again = lambda: pieces_of_array(blocks)
         elif callable(blocks): self.again = blocks
-        elif iter(blocks) is not blocks: self.again = lambda: iter(blocks)
+        elif not isinstance(blocks, Iterator): self.again = lambda: blocks
         else:
             self.folder = tempfile.TemporaryDirectory()
             self.again = spool(blocks, self.folder.name)
         self.D, self.finite = None, "allow-nan" if model.missing == "marginalise" else True
 
     def __iter__(self):
-        for number, block in enumerate(self.again()):
+        blocks = self.again()
+        if not isinstance(blocks, Iterable): raise ValueError(f"blocks must be an iterable of arrays or a function that returns one, got {blocks!r}")
+        for number, block in enumerate(blocks):
             X, w = block if isinstance(block, tuple) else (block, None)
             X = check_array(X, dtype=[np.float64, np.float32], input_name=f"block {number}", ensure_min_samples=0, ensure_all_finite=self.finite)
             if self.D not in (None, X.shape[1]):
                 raise ValueError(f"block {number} has {X.shape[1]} columns, but the blocks before it have {self.D}")
             self.D = X.shape[1]
             if w is not None:
-                w = _check_sample_weight(w, X, dtype=np.float64, ensure_non_negative=True)
+                w = check_sample_weight(w, len(X))
                 X, w = X[w > 0], w[w > 0]
             if len(X): yield X, w
 
@@ -843,12 +846,14 @@ class BlockSource(_Source):
 
     def sums(self, p, crew, arrange=False):
         "As `Points.sums`, over all blocks."
-        parts, self.weight, self.log_scale = None, 0.0, 0.0
+        parts, n, self.weight, self.log_scale = None, 0, 0.0, 0.0
         for X, w in self.blocks:
             points = Points(np.array(X.T, dtype=float, order="C"), w, self.shift, self.scale, self.type, self.gaps)
             loglik, sums, centre = points.sums(p, crew)
             parts = (loglik, *sums) if parts is None else add_up([parts, (loglik, *sums)])
-            self.weight, self.log_scale = self.weight + points.weight, self.log_scale + points.log_scale
+            n, self.weight, self.log_scale = n + points.n, self.weight + points.weight, self.log_scale + points.log_scale
+        if n != self.n:
+            raise ValueError(f"blocks gave {self.n} rows at first and {n} when asked again: a function must return a fresh iterator each time")
         return parts[0], parts[1:], centre
 
     def start_rows(self):
@@ -992,14 +997,13 @@ class _Known:
     @classmethod
     def from_parameters(cls, weights, means, covariances, covariance_type="full", **kwargs):
         "A mixture with these parameters, ready to predict and sample, or to be fitted from them with `warm_start=True`."
-        means = np.asarray(means, dtype=float)
-        model = cls(len(means), covariance_type=covariance_type, **kwargs)
+        weights, means, covariances = (_numpy(v) for v in (weights, means, covariances))
+        if means.ndim != 2: raise ValueError(f"means must have the shape (n_components, n_features), but got {means.shape}")
+        (K, D), model = means.shape, cls(len(means), covariance_type=covariance_type, **kwargs)
         model._validate_params()
-        K, D = means.shape
-        check_weights(weights, K), check_means(means, K, D)
-        S = check_precisions(covariances, covariance_type, K, D, "covariance").astype(float)
-        chol = precision_cholesky(S, covariance_type)
-        model.weights_, model.means_, model.covariances_, model.precisions_cholesky_ = np.asarray(weights, dtype=float), means, S, chol
+        model.weights_, model.means_ = check_weights(weights, K, "weights").astype(float), check_means(means, K, D, "means").astype(float)
+        model.covariances_ = check_precisions(covariances, covariance_type, K, D, "covariance").astype(float)
+        model.precisions_cholesky_ = chol = precision_cholesky(model.covariances_, covariance_type)
         model.precisions_ = chol @ np.swapaxes(chol, -1, -2) if covariance_type in ("full", "tied") else chol**2
         model.converged_, model.n_iter_, model.lower_bound_, model.lower_bounds_ = False, 0, -np.inf, []
         model.n_features_in_ = D
@@ -1038,7 +1042,7 @@ class GaussianMixture(_Known, _Starts, _Loop, _Results, _Densities, _Model, Dens
             X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2,
                               ensure_all_finite="allow-nan" if self.missing == "marginalise" else True)
         else:
-            check_tensor(X)
+            X = check_tensor(X)
             self.n_features_in_ = X.shape[1]
         self._fit_source(ArraySource(X, sample_weight, self))
         return self
@@ -1066,7 +1070,8 @@ def fit_best(
 ):                                  # the best mixture, and {number of components: criterion}
     "Fit a mixture for every number of components and choose by an information criterion."
     if criterion not in ("bic", "aic"): raise ValueError(f"criterion must be 'bic' or 'aic', got {criterion!r}")
+    if not isinstance(n_components, Iterable) or not (n_components := list(n_components)):
+        raise ValueError(f"n_components must be one or more numbers, such as range(1, 11), got {n_components!r}")
     models = {K: GaussianMixture(K, **kwargs).fit(X, sample_weight=sample_weight) for K in n_components}
-    if not models: raise ValueError("n_components must have at least one candidate, got none")
     curve = {K: getattr(m, criterion)(X, sample_weight=sample_weight) for K, m in models.items()}
     return models[min(curve, key=curve.get)], curve

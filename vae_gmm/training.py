@@ -66,7 +66,7 @@ class TrainConfig:
     @classmethod
     def fast(cls, **changes):
         "The recipe of this report for few images and little time: small batches, one cycle of the step size, a late KL term."
-        return replace(cls(epochs=40, batch_size=32, schedule="onecycle", beta_warmup=5, stop_patience=1000), **changes)
+        return replace(cls(epochs=32, batch_size=16, schedule="onecycle", beta_warmup=5, stop_patience=1000), **changes)
 
 # %% ../nbs/03_training.ipynb #888a3cfc
 @contextmanager
@@ -141,7 +141,10 @@ class Team:
 # %% ../nbs/03_training.ipynb #d2a81d97
 def gather(model):
     "The team of this process, and the device that it computes on: the model's, or the one that torchrun's process has to itself."
-    device, size = next(model.parameters()).device, int(os.environ.get("WORLD_SIZE", 1))
+    device, size = next(model.parameters()).device, os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) == 0:
+        raise InputError(f"the environment variable WORLD_SIZE is {size!r}; expected the number of processes, as torchrun sets it")
+    size = int(size)
     if size == 1:
         return Team(), device
     try:
@@ -213,7 +216,7 @@ def make_optimizer(model, n_train, config):
     device = next(model.parameters()).device.type
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=device in ("cpu", "cuda"), capturable=device == "cuda")
     if config.schedule == "onecycle":
-        steps = config.epochs * math.ceil(n_train / config.batch_size)
+        steps = max(config.epochs * math.ceil(n_train / config.batch_size), 4)  # a shorter cycle has no rise
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps + 1,
                                                               pct_start=0.25, cycle_momentum=False)
     return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.lr_factor,
@@ -343,7 +346,7 @@ def check_origin(path, meta, parts, run, train_id):
     if meta.get("train") != train_id:
         raise InputError(f"{path}: belongs to a run on other images; use the same ones or move it away")
     if {k: v.shape for k, v in parts["model"].items()} != {k: v.shape for k, v in run.model.state_dict().items()}:
-        raise InputError(f"{path}: belongs to a model of other layer sizes")
+        raise InputError(f"{path}: belongs to a model of other layer sizes; use the same latent dimension or move it away")
 
 def _optimizer_state(values, parameters):
     "Adam's state for each parameter, from `values` by number and name."
