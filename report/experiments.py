@@ -44,7 +44,7 @@ RECIPES = {  # what was tried against the course project's recipe
     "one cycle, batches of 32": TrainConfig.fast(batch_size=32),
     "the same, twice the step size": TrainConfig.fast(batch_size=32, lr=2e-3),
     "one cycle, batches of 16 (fast)": TrainConfig.fast()}
-RECIPE_SEEDS = {"course project": 3, "one cycle, batches of 16 (fast)": 3}  # the others have one
+RECIPE_SEEDS = 1  # the first of them take several minutes each
 
 
 class Split:
@@ -182,17 +182,18 @@ def without_training(split, seed, latent):
     points = {part: (latent(images), y) for part, (images, y) in split.parts.items()}
     for per_class in PER_CLASS:
         solutions = em_solutions(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed)
-        gmm, facts = average(solutions), dict(seed=seed, per_class=per_class, bic=solutions[0].bic(z))
-        resp = {part: gmm.predict_proba(p) for part, (p, _) in points.items()}
-        T = overlaps(gmm.predict_proba(z))
-        for labels, rho in [(labels, 0.5) for labels in LABELS] + [(5, rho) for rho in RHOS if rho != 0.5]:
+        facts, mixtures = dict(seed=seed, per_class=per_class, bic=solutions[0].bic(z)), {len(solutions): average(solutions), 1: solutions[0]}
+        resp = {n: {part: gmm.predict_proba(p) for part, (p, _) in points.items()} for n, gmm in mixtures.items()}
+        T = {n: overlaps(gmm.predict_proba(z)) for n, gmm in mixtures.items()}
+        others = [(len(solutions), 5, rho) for rho in RHOS if rho != 0.5] + [(1, 5, 0.0), (1, 5, 0.5)]
+        for n, labels, rho in [(len(solutions), labels, 0.5) for labels in LABELS] + others:
             scores = []
             for draw in range(DRAWS):
                 rng = np.random.default_rng(draw)
                 chosen = np.concatenate([rng.choice(np.flatnonzero(split.y_train == d), labels, replace=False) for d in DIGITS])
-                shares = label_shares(gmm.predict_proba(z[chosen]), split.y_train[chosen], DIGITS, T, rho)
-                scores.append({part: (DIGITS[(resp[part] @ shares).argmax(1)] == y).mean() for part, (_, y) in points.items()})
-            rows += [dict(facts, labels=labels, rho=rho, draws=DRAWS,
+                shares = label_shares(mixtures[n].predict_proba(z[chosen]), split.y_train[chosen], DIGITS, T[n], rho)
+                scores.append({part: (DIGITS[(resp[n][part] @ shares).argmax(1)] == y).mean() for part, (_, y) in points.items()})
+            rows += [dict(facts, solutions=n, labels=labels, rho=rho, draws=DRAWS,
                           **{f"{part}_{name}": float(f([score[part] for score in scores]))
                              for part in points for name, f in (("mean", np.mean), ("worst", np.min))})]
     return rows
@@ -215,9 +216,8 @@ def run(job):
     clf.fit_gmm(split.train, split.labelled, split.y_labelled)
     def latent(images): return encode(net, as_unit(images))
     scores = split.score(clf.predict, ("held_out", "official", "development"))
-    recipe = dict(recipe=name, seed=seed, **epochs, elbo=elbo(net, val), development=scores["development"])
     if kind == "recipes":
-        return dict(recipes=[recipe])
+        return dict(recipes=[dict(recipe=name, seed=seed, **epochs, elbo=elbo(net, val), development=scores["development"])])
     reconstruction, kl = evaluate(net, val)
     knn = split.score(neighbours(split, latent), ("official", "development"))
     row = dict(seed=seed, **scores, neighbours=knn["official"], neighbours_development=knn["development"],
@@ -226,8 +226,7 @@ def run(job):
         setting, value = next(iter(job[2].items()))
         return dict(ablations=[dict(setting=setting, value=value, **row)])
     ours = dict(method=OURS, group=0, seed=seed, held_out=scores["held_out"], official=scores["official"])
-    rows = dict(seeds=[row], baselines=[ours, *baselines(split, seed, latent)], choices=without_training(split, seed, latent))
-    return rows | (dict(recipes=[recipe]) if seed < RECIPE_SEEDS[name] else {})
+    return dict(seeds=[row], baselines=[ours, *baselines(split, seed, latent)], choices=without_training(split, seed, latent))
 
 
 def rounded(value):
@@ -251,7 +250,7 @@ def about(split):
 def order(row):
     """Rows in the order of the settings, whichever process was done first."""
     place = list(ABLATIONS).index(row["setting"]) if "setting" in row else list(RECIPES).index(row["recipe"]) if "recipe" in row else 0
-    return place, float(row.get("value", 0)), row["seed"], row.get("per_class", 0), row.get("labels", 0), row.get("rho", 0)
+    return place, float(row.get("value", 0)), row["seed"], row.get("per_class", 0), row.get("labels", 0), row.get("solutions", 0), row.get("rho", 0)
 
 
 @click.command()
@@ -264,16 +263,14 @@ def main(seeds, only):
     facts = about(Split(0))
     jobs = dict(
         seeds=[("seeds", seed, {}) for seed in range(seeds)],
-        recipes=[("recipes", seed, dict(recipe=name)) for name in list(RECIPES)[:-1] for seed in range(RECIPE_SEEDS.get(name, 1))],
+        recipes=[("recipes", seed, dict(recipe=name)) for name in RECIPES for seed in range(RECIPE_SEEDS)],
         ablations=[("ablations", 0, {setting: value}) for setting, values in ABLATIONS.items() for value in values])
     jobs = [job for part, them in jobs.items() if not only or part in only for job in them]
-    found = {"recipes": stored.get("recipes", {}).get("runs", [])} if only and "recipes" not in only else {}
+    found = {}
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for tables in tqdm(pool.map(run, jobs), total=len(jobs), unit="network"):
             for name, rows in tables.items():
                 found.setdefault(name, []).extend(rows)
-            if "recipes" in found:  # the last of a recipe and seed counts
-                found["recipes"] = list({(row["recipe"], row["seed"]): row for row in found["recipes"]}.values())
             stored |= {name: dict(facts, runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
             path.write_text(json.dumps(rounded(stored), indent=None, separators=(",", ":")).replace("{", "\n{") + "\n")
 
