@@ -281,7 +281,7 @@ case("weights of another type", RECON, "vae.pth: its tensors are not this networ
 case("infinite weights", RECON, "vae.pth: holds weights that are not finite")(tensors(**{bias: lambda v: v + np.float32(np.inf)}))
 case("another run's model", TEST, "gmm.pkl: belongs to another model than vae.pth", "of the same training run")(tensors(**{bias: lambda v: v + 1}))
 case("a mixture of another size", TEST, "gmm.pkl: a mixture in 3 dimensions; the model vae.pth has 2")(
-    npz("gmm.pkl", means=np.zeros((3, 3)), covariances=np.stack([np.eye(3)] * 3)))
+    npz("gmm.pkl", means=lambda m: np.zeros((len(m), 3)), covariances=lambda c: np.stack([np.eye(3)] * len(c))))
 case("a mixture that is not finite", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", means=lambda m: m * np.nan))
 case("a mixture without shape", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", covariances=lambda c: -c))
 case("a mixture beyond all numbers", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", covariances=lambda c: c * 0 + 1e-310 * np.eye(2)))
