@@ -38,6 +38,14 @@ def test_blocks_give_the_answer_of_memory(kind, form, tmp_path):
         same(GaussianMixture(**arguments).fit_blocks(blocks), GaussianMixture(**arguments).fit(X))
 
 
+def test_more_rows_than_the_sample_that_starts_are_made_from():
+    many = np.concatenate([X + 0.001 * i for i in range(40)])      # 260,000 rows of 4
+    arguments = dict(n_components=3, weights_init=[0.2, 0.3, 0.5], means_init=[[0.0] * 4, [4.0] * 4, [-3.0] * 4], tol=0, max_iter=15,
+                     precisions_init=[np.eye(4)] * 3)
+    with pytest.warns(match="did not converge"):
+        same(GaussianMixture(**arguments).fit_blocks(many[i:i + 9999] for i in range(0, len(many), 9999)), GaussianMixture(**arguments).fit(many))
+
+
 def test_blocks_with_weights_and_gaps():
     holes = np.where(rng.random(X.shape) < 0.1, np.nan, X)
     arguments = dict(n_components=3, random_state=0, missing="marginalise")

@@ -1050,7 +1050,8 @@ class GaussianMixture(_Known, _Starts, _Loop, _Results, _Densities, _Model, Dens
     @_fit_context(prefer_skip_nested_validation=True)
     def fit_blocks(self, blocks):
         """Fit to data larger than memory: a function that returns an iterator over arrays (b, D), a list of them, an iterator,
-        or a memory-mapped array; instead of an array, a pair of it and its `sample_weight` (b,)."""
+        or a memory-mapped array; instead of an array, a pair of it and its `sample_weight` (b,). Starts are made from a random
+        sample of at most 2^19 numbers."""
         source = BlockSource(blocks, self)
         self.n_features_in_ = source.D
         self._fit_source(source)
