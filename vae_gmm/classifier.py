@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FORMAT', 'MIXTURE_FORMAT', 'PICKLE_ADVICE', 'MAX_STATE_BYTES', 'class_means', 'em_solutions', 'start_means',
-           'average', 'overlaps', 'label_shares', 'classification_metrics', 'wilson_interval', 'as_unit', 'VAEGMM',
-           'model_id', 'save_vae', 'safetensors_header', 'load_vae', 'save_gmm', 'load_gmm', 'read_settings']
+           'average', 'overlaps', 'label_shares', 'classification_metrics', 'wilson_interval', 'as_unit', 'model_id',
+           'save_vae', 'safetensors_header', 'load_vae', 'save_gmm', 'load_gmm', 'read_settings', 'VAEGMM']
 
 # %% ../nbs/04_classifier.ipynb #a25a4a3e
 import hashlib
@@ -115,11 +115,8 @@ def as_unit(X, what="images"):
     return torch.from_numpy(np.ascontiguousarray(X.reshape(len(X), 784), dtype=np.float32))
 
 # %% ../nbs/04_classifier.ipynb #8c618911
-class VAEGMM:
-    """Digits read without training labels: a VAE learns the latent space, a Gaussian mixture finds the groups,
-    a few labelled images name them.
-
-    After `fit`: `vae_`, `gmm_`, `history_`, `classes_` (C,), `shares_` (K, C) of each label in each component."""
+class _Learner:
+    "The settings of the chain, and how it learns."
     def __init__(
         self,
         latent_dim=2,
@@ -170,6 +167,9 @@ class VAEGMM:
         self.shares_ = label_shares(self.gmm_.predict_proba(z_val), y_val, self.classes_, T)
         return self
 
+# %% ../nbs/04_classifier.ipynb #c52e8d31
+class _Reader(_Learner):
+    "What a learned chain says about images."
     @property
     def component_labels_(self):
         "The label with the largest share in each component, (K,)."
@@ -199,40 +199,6 @@ class VAEGMM:
     def reconstruct(self, X):
         "The decoder's image of each latent mean, (n, 784) in [0, 1]."
         return reconstruct(self.vae_, as_unit(X))
-
-    def save(self, folder):
-        "Write vae.safetensors, gmm.npz and config.json into a folder, which is made if missing."
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_vae(self.vae_, folder / "vae.safetensors")
-        save_gmm(self.gmm_, self.classes_, self.shares_, folder / "gmm.npz", model_id(self.vae_))
-        settings = dict(package="vae_gmm", version=__version__, latent_dim=self.latent_dim, dropout=self.dropout,
-                        classes=self.classes_.tolist(), per_class=self.per_class, n_init=self.n_init, random_state=self.random_state,
-                        config=asdict(self.config or TrainConfig.fast(seed=self.random_state)))
-        with replacing(folder / "config.json") as part:
-            part.write_text(json.dumps(settings, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder, device="cpu"):
-        "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."
-        folder = Path(folder)
-        self = cls.from_files(folder / "vae.safetensors", folder / "gmm.npz", device)
-        for name, value in read_settings(folder / "config.json").items():
-            setattr(self, name, value)
-        return self
-
-    @classmethod
-    def from_files(cls, vae_file, gmm_file, device="cpu"):
-        "A classifier from a model file and a mixture file; both must come from the same run."
-        vae = load_vae(vae_file).to(device)
-        gmm, classes, shares, written_for = load_gmm(gmm_file)
-        if gmm.means_.shape[1] != vae.latent_dim:
-            raise InputError(f"{gmm_file}: a mixture in {gmm.means_.shape[1]} dimensions; the model {vae_file} has {vae.latent_dim}")
-        if written_for != model_id(vae):
-            raise InputError(f"{gmm_file}: belongs to another model than {vae_file}; expected two files of the same training run")
-        self = cls(vae.latent_dim, vae.dropout, device=device)
-        self.vae_, self.gmm_, self.classes_, self.shares_ = vae.eval(), gmm, classes, shares
-        return self
 
 # %% ../nbs/04_classifier.ipynb #817227c0
 MODEL_FORMAT = "vae_gmm model 1"
@@ -387,3 +353,43 @@ def read_settings(path):
         return dict(config=TrainConfig(**settings["config"])) | {name: int(settings[name]) for name in ("per_class", "n_init", "random_state")}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise InputError(f"{path}: damaged settings ({type(err).__name__}); expected the config.json of VAEGMM.save") from err
+
+# %% ../nbs/04_classifier.ipynb #e74a0f53
+class VAEGMM(_Reader):
+    """Digits read without training labels: a VAE learns the latent space, a Gaussian mixture finds the groups,
+    a few labelled images name them.
+
+    After `fit`: `vae_`, `gmm_`, `history_`, `classes_` (C,), `shares_` (K, C) of each label in each component."""
+    def save(self, folder):
+        "Write vae.safetensors, gmm.npz and config.json into a folder, which is made if missing."
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_vae(self.vae_, folder / "vae.safetensors")
+        save_gmm(self.gmm_, self.classes_, self.shares_, folder / "gmm.npz", model_id(self.vae_))
+        settings = dict(package="vae_gmm", version=__version__, latent_dim=self.latent_dim, dropout=self.dropout,
+                        classes=self.classes_.tolist(), per_class=self.per_class, n_init=self.n_init, random_state=self.random_state,
+                        config=asdict(self.config or TrainConfig.fast(seed=self.random_state)))
+        with replacing(folder / "config.json") as part:
+            part.write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."
+        folder = Path(folder)
+        self = cls.from_files(folder / "vae.safetensors", folder / "gmm.npz", device)
+        for name, value in read_settings(folder / "config.json").items():
+            setattr(self, name, value)
+        return self
+
+    @classmethod
+    def from_files(cls, vae_file, gmm_file, device="cpu"):
+        "A classifier from a model file and a mixture file; both must come from the same run."
+        vae = load_vae(vae_file).to(device)
+        gmm, classes, shares, written_for = load_gmm(gmm_file)
+        if gmm.means_.shape[1] != vae.latent_dim:
+            raise InputError(f"{gmm_file}: a mixture in {gmm.means_.shape[1]} dimensions; the model {vae_file} has {vae.latent_dim}")
+        if written_for != model_id(vae):
+            raise InputError(f"{gmm_file}: belongs to another model than {vae_file}; expected two files of the same training run")
+        self = cls(vae.latent_dim, vae.dropout, device=device)
+        self.vae_, self.gmm_, self.classes_, self.shares_ = vae.eval(), gmm, classes, shares
+        return self

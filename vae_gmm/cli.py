@@ -431,7 +431,7 @@ def scores_text(y_true, y_pred, classes, quiet=False):
         return lines[0]
     right, n = int((y_true == y_pred).sum()), len(y_true)
     low, high = wilson_interval(right, n)
-    lines.append(f"{right} of {n} right; 95 % interval of the accuracy: {low:.3f} to {high:.3f}")
+    lines.append(f"{right} of {n} right; 95% interval of the accuracy: {low:.3f} to {high:.3f}")
     width = max(6, *(len(str(c)) + 2 for c in classes))
     lines.append("Confusion matrix, true labels in rows, predicted ones in columns:")
     lines.append(" " * width + "".join(f"{c:>{width}}" for c in classes))

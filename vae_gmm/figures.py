@@ -452,5 +452,5 @@ def setting_panels(panels,  # {setting: (values, {curve: one number a value}, th
         ax.tick_params(axis="x", labelsize=7)
         ax.margins(x=0.15)
     axes[0, 0].set_ylabel(ylabel)
-    axes[0, -1].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7)
     return fig
