@@ -340,7 +340,7 @@ def unpack(total, D, covariance_type, scatter=None):
 
 # %% ../nbs/02_gmm.ipynb #5b29ad26
 def rounding_risk(p, covariance_type):
-    "rho of eq. (3.29)."
+    "chi of eq. (3.29)."
     if covariance_type in ("diag", "spherical"):
         sd = np.sqrt(p.covariances if covariance_type == "diag" else p.covariances[:, None])
         return float((((np.abs(p.means) + sd) / sd) ** 2).sum(axis=1).max())

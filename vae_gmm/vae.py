@@ -44,7 +44,7 @@ class VAELoss(NamedTuple):
 
     @property
     def elbo(self) -> Tensor:
-        """The bound of eq. (2.4), -(reconstruction + kl): at beta = 1, whatever beta the loss was taken with."""
+        """The bound of eq. (2.4), -(reconstruction + kl): at beta = 1, whatever beta the loss was taken with; for drawn z only."""
         return -(self.reconstruction + self.kl)
 
 def vae_loss(logits: Tensor,      # (B, 784), from the decoder
