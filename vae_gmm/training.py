@@ -39,7 +39,7 @@ class TrainConfig:
     lr: float = 1e-3  # Adam's step size; the highest one if schedule is "onecycle"
     schedule: str = "plateau"  # "plateau" halves it when progress stops, "onecycle" raises and lowers it once
     lr_factor: float = 0.5
-    lr_patience: int = 5  # epochs without progress before the step size is lowered
+    lr_patience: int = 5  # epochs without progress that are tolerated; the next one lowers the step size
     stop_patience: int = 15  # epochs without progress before training ends
     beta: float = 0.5  # weight of the KL term
     beta_warmup: int = 0  # over so many epochs it rises to `beta` in equal steps
