@@ -7,7 +7,8 @@ processor, and the file says when, with which versions, on what machine and on w
 are kept in .experiments/, so that an interrupted run goes on where it was; remove the folder to train them anew.
 
 Two parts behind nbs/03_training.ipynb take longer and run only when asked for: `--only recipes` compares recipes on the
-embedded digits, and `--only full` compares two of them on all of MNIST's training images of these digits (hours).
+embedded digits, and `--only full` compares some of them on all of MNIST's training images of these digits (hours; with
+`--missing` only what is not stored yet is measured, and each of these rows says when it was).
 """
 import datetime
 import hashlib
@@ -42,16 +43,19 @@ OURS = "VAE and mixture (this report)"
 ABLATIONS = {  # what differs from the recipe, one at a time
     "beta": (0.1, 0.25, 1.0, 2.0, 4.0), "latent_dim": (1, 4, 8, 16), "dropout": (0.0, 0.5), "images": (150, 300, 600)}
 PER_CLASS, LABELS, RHOS, DRAWS = (1, 2, 3, 4, 6), (1, 2, 5, 20), (0.0, 0.5, 0.8, 0.9), 20  # these need no training
-RECIPES = {  # what was tried against the course project's recipe
-    "course project": TrainConfig(),
-    "one cycle, batches of 32": TrainConfig.fast(batch_size=32),
-    "the same, twice the step size": TrainConfig.fast(batch_size=32, lr=2e-3),
-    "one cycle, batches of 16 (fast)": TrainConfig.fast()}
+COURSE, FAST, WITHOUT = "course project", "one cycle, batches of 16 (fast)", "fast, without dropout"
+RECIPES = {  # what was tried against the course project's recipe: configuration and dropout
+    COURSE: (TrainConfig(), 0.2),
+    "one cycle, batches of 32": (TrainConfig.fast(batch_size=32), 0.2),
+    "the same, twice the step size": (TrainConfig.fast(batch_size=32, lr=2e-3), 0.2),
+    WITHOUT: (TrainConfig.fast(), 0.0),
+    FAST: (TrainConfig.fast(), 0.2)}
 RECIPE_SEEDS = 3
-FULL = [  # on fifteen times as many images, with shorter numbers to save an hour
-    ("course project", TrainConfig(precision="bfloat16")),
-    ("one cycle, batches of 16 (fast)", TrainConfig.fast(epochs=20, precision="bfloat16"))]
-FULL_SEEDS = 1
+SHORT = TrainConfig.fast(epochs=20, precision="bfloat16")
+FULL = {  # on fifteen times as many images, with shorter numbers to save hours: configuration, dropout, number of seeds
+    COURSE: (TrainConfig(precision="bfloat16"), 0.2, 2),
+    FAST: (SHORT, 0.2, 1),
+    WITHOUT: (SHORT, 0.0, 3)}
 
 
 class Split:
@@ -215,14 +219,15 @@ def classifier(split, net, config, **sizes):
     return clf.fit_gmm(split.train, split.labelled, split.y_labelled)
 
 
-def at_full_scale(name, config, seed):
+def at_full_scale(name, seed):
     """A recipe on all of MNIST's training images of the digits."""
+    config, dropout, _ = FULL[name]
     images, labels = mnist_digits(train=True)
     split, config = Split(seed), replace(config, seed=seed)
     split.train = images[np.isin(labels, DIGITS)]
-    net, val, epochs = network(split.train, config)
-    clf = classifier(split, net, config)
-    return dict(recipe=name, seed=seed, **epochs, images=len(split.train) - len(val), precision=config.precision,
+    net, val, epochs = network(split.train, config, dropout=dropout)
+    clf = classifier(split, net, config, dropout=dropout)
+    return dict(recipe=name, seed=seed, date=today(), **epochs, images=len(split.train) - len(val), precision=config.precision,
                 elbo=elbo(net, val), official=split.score(clf.predict)["official"])
 
 
@@ -231,20 +236,21 @@ def run(job):
     torch.set_num_threads(1)
     kind, seed, changed = job
     if kind == "full":
-        return dict(full=[at_full_scale(*changed, seed)])
+        return dict(full=[at_full_scale(changed["recipe"], seed)])
     changed = dict(changed)
-    name, images = changed.pop("recipe", "one cycle, batches of 16 (fast)"), changed.pop("images", None)
-    sizes = {k: changed.pop(k) for k in ("latent_dim", "dropout") if k in changed}
+    name, images = changed.pop("recipe", FAST), changed.pop("images", None)
+    config, dropout = RECIPES[name]
+    sizes = dict(dropout=dropout) | {k: changed.pop(k) for k in ("latent_dim", "dropout") if k in changed}
     split = Split(seed)
     if images:
         split.keep(np.random.default_rng(seed).permutation(len(split.train))[:images])
-    config = replace(RECIPES[name], seed=seed, **changed)
+    config = replace(config, seed=seed, **changed)
     net, val, epochs = network(split.train, config, **sizes)
     clf = classifier(split, net, config, **sizes)
     def latent(images): return encode(net, as_unit(images))
     scores = split.score(clf.predict, ("held_out", "official", "development"))
     if kind == "recipes":
-        return dict(recipes=[dict(recipe=name, seed=seed, **epochs, elbo=elbo(net, val), development=scores["development"])])
+        return dict(recipes=[dict(recipe=name, seed=seed, date=today(), **epochs, elbo=elbo(net, val), development=scores["development"])])
     reconstruction, kl = evaluate(net, val)
     knn = split.score(neighbours(split, latent), ("official", "development"))
     row = dict(seed=seed, **scores, neighbours=knn["official"], neighbours_development=knn["development"],
@@ -265,9 +271,14 @@ def rounded(value):
     return round(value, 5) if isinstance(value, float) else value
 
 
+def today():
+    """The date as text."""
+    return datetime.date.today().isoformat()
+
+
 def about(split):
     """Where and on what the measurements were made."""
-    return dict(date=datetime.date.today().isoformat(), version=vae_gmm.__version__, python=platform.python_version(),
+    return dict(date=today(), version=vae_gmm.__version__, python=platform.python_version(),
                 torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} processors, one thread a network",
                 data_sha256=hashlib.sha256(split.parts["official"][0].tobytes()).hexdigest()[:16],
                 n_official=len(split.parts["official"][1]), n_held_out=len(split.parts["held_out"][1]),
@@ -284,7 +295,8 @@ def order(row):
 @click.option("--seeds", default=5, show_default=True, help="Number of repetitions.")
 @click.option("--only", type=click.Choice(["seeds", "ablations", "recipes", "full"]), multiple=True, default=["seeds", "ablations"],
               show_default=True, help="These parts; the others are kept as stored.")
-def main(seeds, only):
+@click.option("--missing", is_flag=True, help="Keep the stored rows of recipes and full, and measure what is not there.")
+def main(seeds, only, missing):
     """Run the long measurements and write figures/experiments.json."""
     path = ROOT / "figures" / "experiments.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
@@ -293,9 +305,11 @@ def main(seeds, only):
         seeds=[("seeds", seed, {}) for seed in range(seeds)],
         recipes=[("recipes", seed, dict(recipe=name)) for name in RECIPES for seed in range(RECIPE_SEEDS)],
         ablations=[("ablations", 0, {setting: value}) for setting, values in ABLATIONS.items() for value in values],
-        full=[("full", seed, setting) for setting in FULL for seed in range(FULL_SEEDS)])
+        full=[("full", seed, dict(recipe=name)) for name, (_, _, n) in FULL.items() for seed in range(n)])
     jobs = [job for part in only for job in jobs[part]]
-    found = {}
+    found = {part: stored[part]["runs"] for part in ("recipes", "full") if missing and part in only and part in stored}
+    there = {(part, row["seed"], row["recipe"]) for part, rows in found.items() for row in rows}
+    jobs = [(part, seed, setting) for part, seed, setting in jobs if (part, seed, setting.get("recipe")) not in there]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for tables in tqdm(pool.map(run, jobs), total=len(jobs), unit="network"):
             for name, rows in tables.items():

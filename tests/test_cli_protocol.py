@@ -137,8 +137,10 @@ def test_ten_digits_one_label_each_few_images_little_time(tmp_path):
     assert "\n110 components" in out  # one a digit in each of eleven solutions
     assert run(tmp_path, "info", "gmm_params.pkl")[1].startswith("gmm_params.pkl: mixture of 110 components in 3 dimensions")
     np.savez(tmp_path / "black.npz", data=np.zeros((5, 28, 28), np.uint8))  # nothing to see is no reason to fail
-    code, out, err = run(tmp_path, *"train black.npz val.npz --keep-labels 3,5 --epochs 1 --model b.pth --gmm b.pkl --quiet".split())
+    code, out, err = run(tmp_path, *"train black.npz val.npz --keep-labels 3,5 --epochs 1 --dropout 0 --model b.pth --gmm b.pkl --quiet".split())
     assert code == 0, err
+    from vae_gmm.classifier import load_vae
+    assert load_vae(tmp_path / "b.pth").dropout == 0
 
 
 def stop_in_training(folder, number, *options):

@@ -108,6 +108,7 @@ plain("no batch", TRAIN + " --batch-size 0", "'--batch-size'", "1<=x<=2147483647
 plain("a batch beyond all numbers", TRAIN + " --batch-size 1" + "0" * 30, "'--batch-size'", "1<=x<=2147483647", **misused)
 plain("no dimension", TRAIN + " --latent-dim 0", "'--latent-dim'", "1<=x<=512", **misused)
 plain("too many dimensions", TRAIN + " --latent-dim 100000", "'--latent-dim'", "1<=x<=512", **misused)
+plain("nothing left to train", TRAIN + " --dropout 1", "'--dropout'", "0<=x<1", **misused)
 plain("negative beta", TRAIN + " --beta -1", "'--beta'", "x>=0", **misused)
 plain("beta not a number", TRAIN + " --beta nan", "'--beta'", "not a finite number", **misused)
 plain("no time", TRAIN + " --max-minutes 0", "'--max-minutes'", "x>0", **misused)

@@ -354,13 +354,14 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
 @click.option("--batch-size", type=AT_LEAST_1, show_default="the recipe's", help="Images in a training step.")
 @click.option("--beta", type=Number(min=0), show_default="the recipe's", help="Weight of the KL term.")
 @option("--latent-dim", default=2, type=Whole(1, 512), help="Numbers that describe an image.")
+@option("--dropout", default=0.2, type=Number(0, 1, max_open=True), help="Share of units left out in training; 0 suits many images.")
 @option("--max-minutes", default=55.0, type=Number(min=0, min_open=True), help="Time budget; the best network so far is kept.")
 @click.option("--keep-labels", type=Labels(2), metavar="LIST", show_default="all", help="Labels of VAL to use, with commas.")
 @click.option("--checkpoint", type=PATH, metavar="FILE", help="Keep the state of training here, and go on from it if it exists.")
 @seed_option
 @device_option
 @quiet_option
-def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, keep_labels, checkpoint, seed, device, quiet, **given):
+def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, dropout, keep_labels, checkpoint, seed, device, quiet, **given):
     """Learn from the unlabelled images in TRAIN; the few labelled images in VAL name the groups.
 
     Labels in TRAIN are not read. Writes the network (--model) and the mixture (--gmm), both at the end
@@ -374,7 +375,7 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, keep_la
     from vae_gmm.training import TrainConfig
     given = {name: value for name, value in given.items() if value is not None}  # the others are the recipe's
     config = (TrainConfig.fast if recipe == "fast" else TrainConfig)(seed=seed, **given)
-    clf = VAEGMM(latent_dim, config=config, random_state=seed, device=device)
+    clf = VAEGMM(latent_dim, dropout, config=config, random_state=seed, device=device)
     train_network(clf, images, checkpoint, quiet)
     clf.fit_gmm(images, val_images, labels)
     write_classifier(clf, model, gmm)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'TrainConfig', 'seeded', 'train_step', 'Team', 'gather', 'batches', 'fits', 'train_epoch',
            'evaluate', 'evaluate_together', 'make_optimizer', 'History', 'tensorboard_callback', 'weights_of', 'Run',
-           'fingerprint', 'random_states', 'save_checkpoint', 'remove_leftovers', 'check_origin', 'load_checkpoint',
-           'products', 'record', 'beside', 'RecordedStep', 'check_batch', 'why_stop', 'finish_epoch', 'run_epoch',
-           'progress_bar', 'fit_vae', 'encode', 'decode', 'reconstruct', 'elbo']
+           'fingerprint', 'random_states', 'settings_of', 'save_checkpoint', 'remove_leftovers', 'check_origin',
+           'load_checkpoint', 'products', 'record', 'beside', 'RecordedStep', 'check_batch', 'why_stop', 'finish_epoch',
+           'run_epoch', 'progress_bar', 'fit_vae', 'encode', 'decode', 'reconstruct', 'elbo']
 
 # %% ../nbs/03_training.ipynb #6f286ec3
 import glob
@@ -296,6 +296,10 @@ def random_states():
         states["mps"] = torch.mps.get_rng_state()
     return states
 
+def settings_of(run):
+    "What decides about a run besides the images: the configuration and the network's dropout."
+    return {**asdict(run.config), "dropout": run.model.dropout}
+
 def save_checkpoint(path, run, train_id=""):
     "Write the complete state of a run to a safetensors file, complete or not at all."
     optimizer = run.optimizer.state_dict()
@@ -303,7 +307,7 @@ def save_checkpoint(path, run, train_id=""):
              "optimizer": {f"{i}.{k}": v for i, state in optimizer["state"].items() for k, v in state.items()}}
     tensors = {f"{part}.{k}": v.contiguous().cpu() for part, values in parts.items() for k, v in values.items()}
     groups = [{**group, "lr": float(group["lr"])} for group in optimizer["param_groups"]]
-    meta = dict(format=CHECKPOINT_FORMAT, config=asdict(run.config), train=train_id, history=asdict(run.history),
+    meta = dict(format=CHECKPOINT_FORMAT, config=settings_of(run), train=train_id, history=asdict(run.history),
                 scheduler=run.scheduler.state_dict(), groups=groups)
     content = save(tensors, {"vae_gmm": json.dumps(meta)})
     with replacing(path) as part, open(part, "wb") as file:
@@ -338,7 +342,8 @@ def _read_checkpoint(path):
 # %% ../nbs/03_training.ipynb #b1e299de
 def check_origin(path, meta, parts, run, train_id):
     "Raise `InputError` unless the checkpoint belongs to this run: same settings, images and layers."
-    ours, theirs = asdict(run.config), {**asdict(TrainConfig()), **meta.get("config", {})}
+    ours = settings_of(run)
+    theirs = {**asdict(TrainConfig()), "dropout": ours["dropout"], **meta.get("config", {})}
     changed = sorted(k for k in ours if k != "max_minutes" and ours[k] != theirs[k])
     if changed:
         raise InputError(f"{path}: belongs to a run with other settings ({', '.join(f'{k}={theirs[k]}' for k in changed)}); "
