@@ -19,6 +19,7 @@ import platform
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -44,16 +45,15 @@ ABLATIONS = {  # what differs from the recipe, one at a time
     "beta": (0.1, 0.25, 1.0, 2.0, 4.0), "latent_dim": (1, 4, 8, 16), "dropout": (0.0, 0.5), "images": (150, 300, 600)}
 PER_CLASS, LABELS, RHOS, DRAWS = (1, 2, 3, 4, 6), (1, 2, 5, 20), (0.0, 0.5, 0.8, 0.9), 20  # these need no training
 COURSE, FAST, WITHOUT = "course project", "one cycle, batches of 16 (fast)", "fast, without dropout"
-RECIPES = {  # what was tried against the course project's recipe: configuration and dropout
-    COURSE: (TrainConfig(), 0.2),
-    "one cycle, batches of 32": (TrainConfig.fast(batch_size=32), 0.2),
-    "the same, twice the step size": (TrainConfig.fast(batch_size=32, lr=2e-3), 0.2),
-    WITHOUT: (TrainConfig.fast(), 0.0),
-    FAST: (TrainConfig.fast(), 0.2)}
+RECIPES = {  # what was tried against the course project's recipe
+    COURSE: TrainConfig(),
+    "one cycle, batches of 32": TrainConfig.fast(batch_size=32),
+    "the same, twice the step size": TrainConfig.fast(batch_size=32, lr=2e-3),
+    FAST: TrainConfig.fast()}
 RECIPE_SEEDS = 3
 SHORT = TrainConfig.fast(epochs=20, precision="bfloat16")
 FULL = {  # on fifteen times as many images, with shorter numbers to save hours: configuration, dropout, number of seeds
-    COURSE: (TrainConfig(precision="bfloat16"), 0.2, 2),
+    COURSE: (TrainConfig(precision="bfloat16"), 0.2, 1),
     FAST: (SHORT, 0.2, 1),
     WITHOUT: (SHORT, 0.0, 3)}
 
@@ -227,30 +227,34 @@ def at_full_scale(name, seed):
     split.train = images[np.isin(labels, DIGITS)]
     net, val, epochs = network(split.train, config, dropout=dropout)
     clf = classifier(split, net, config, dropout=dropout)
-    return dict(recipe=name, seed=seed, date=today(), **epochs, images=len(split.train) - len(val), precision=config.precision,
+    return dict(recipe=name, seed=seed, **when(), **epochs, images=len(split.train) - len(val), precision=config.precision,
                 elbo=elbo(net, val), official=split.score(clf.predict)["official"])
 
 
-def run(job):
-    """One network and what is measured on it: (job, rows by table)."""
-    torch.set_num_threads(1)
+def when():
+    """The date, and the threads in use."""
+    return dict(date=datetime.date.today().isoformat(), threads=torch.get_num_threads())
+
+
+def run(job, threads=1):
+    """One network and what is measured on it: rows by table."""
+    torch.set_num_threads(threads)
     kind, seed, changed = job
     if kind == "full":
         return dict(full=[at_full_scale(changed["recipe"], seed)])
     changed = dict(changed)
     name, images = changed.pop("recipe", FAST), changed.pop("images", None)
-    config, dropout = RECIPES[name]
-    sizes = dict(dropout=dropout) | {k: changed.pop(k) for k in ("latent_dim", "dropout") if k in changed}
+    sizes = {k: changed.pop(k) for k in ("latent_dim", "dropout") if k in changed}
     split = Split(seed)
     if images:
         split.keep(np.random.default_rng(seed).permutation(len(split.train))[:images])
-    config = replace(config, seed=seed, **changed)
+    config = replace(RECIPES[name], seed=seed, **changed)
     net, val, epochs = network(split.train, config, **sizes)
     clf = classifier(split, net, config, **sizes)
     def latent(images): return encode(net, as_unit(images))
     scores = split.score(clf.predict, ("held_out", "official", "development"))
     if kind == "recipes":
-        return dict(recipes=[dict(recipe=name, seed=seed, date=today(), **epochs, elbo=elbo(net, val), development=scores["development"])])
+        return dict(recipes=[dict(recipe=name, seed=seed, **when(), **epochs, elbo=elbo(net, val), development=scores["development"])])
     reconstruction, kl = evaluate(net, val)
     knn = split.score(neighbours(split, latent), ("official", "development"))
     row = dict(seed=seed, **scores, neighbours=knn["official"], neighbours_development=knn["development"],
@@ -271,15 +275,10 @@ def rounded(value):
     return round(value, 5) if isinstance(value, float) else value
 
 
-def today():
-    """The date as text."""
-    return datetime.date.today().isoformat()
-
-
-def about(split):
+def about(split, threads):
     """Where and on what the measurements were made."""
-    return dict(date=today(), version=vae_gmm.__version__, python=platform.python_version(),
-                torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} processors, one thread a network",
+    return dict(date=when()["date"], version=vae_gmm.__version__, python=platform.python_version(),
+                torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} processors, {'one thread' if threads == 1 else f'{threads} threads'} a network",
                 data_sha256=hashlib.sha256(split.parts["official"][0].tobytes()).hexdigest()[:16],
                 n_official=len(split.parts["official"][1]), n_held_out=len(split.parts["held_out"][1]),
                 n_development=len(split.parts["development"][1]))
@@ -287,7 +286,7 @@ def about(split):
 
 def order(row):
     """Rows in the order of the settings, whichever process was done first."""
-    place = list(ABLATIONS).index(row["setting"]) if "setting" in row else list(RECIPES).index(row["recipe"]) if "recipe" in row else 0
+    place = list(ABLATIONS).index(row["setting"]) if "setting" in row else [*RECIPES, WITHOUT].index(row["recipe"]) if "recipe" in row else 0
     return place, float(row.get("value", 0)), row["seed"], *(row.get(k, 0) for k in ("per_class", "labels", "solutions", "rho", "epochs"))
 
 
@@ -296,11 +295,12 @@ def order(row):
 @click.option("--only", type=click.Choice(["seeds", "ablations", "recipes", "full"]), multiple=True, default=["seeds", "ablations"],
               show_default=True, help="These parts; the others are kept as stored.")
 @click.option("--missing", is_flag=True, help="Keep the stored rows of recipes and full, and measure what is not there.")
-def main(seeds, only, missing):
+@click.option("--threads", default=1, show_default=True, help="For each network; so many fewer are trained side by side.")
+def main(seeds, only, missing, threads):
     """Run the long measurements and write figures/experiments.json."""
     path = ROOT / "figures" / "experiments.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
-    facts = about(Split(0))
+    facts = about(Split(0), threads)
     jobs = dict(
         seeds=[("seeds", seed, {}) for seed in range(seeds)],
         recipes=[("recipes", seed, dict(recipe=name)) for name in RECIPES for seed in range(RECIPE_SEEDS)],
@@ -310,8 +310,8 @@ def main(seeds, only, missing):
     found = {part: stored[part]["runs"] for part in ("recipes", "full") if missing and part in only and part in stored}
     there = {(part, row["seed"], row["recipe"]) for part, rows in found.items() for row in rows}
     jobs = [(part, seed, setting) for part, seed, setting in jobs if (part, seed, setting.get("recipe")) not in there]
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for tables in tqdm(pool.map(run, jobs), total=len(jobs), unit="network"):
+    with ProcessPoolExecutor(max(os.cpu_count() // threads, 1), multiprocessing.get_context("spawn")) as pool:
+        for tables in tqdm(pool.map(partial(run, threads=threads), jobs), total=len(jobs), unit="network"):
             for name, rows in tables.items():
                 found.setdefault(name, []).extend(rows)
             stored |= {name: dict(facts, runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
