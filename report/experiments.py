@@ -8,7 +8,7 @@ are kept in .experiments/, so that an interrupted run goes on where it was; remo
 
 Two parts behind nbs/03_training.ipynb take longer and run only when asked for: `--only recipes` compares recipes on the
 embedded digits, and `--only full` compares some of them on all of MNIST's training images of these digits (hours; with
-`--missing` only what is not stored yet is measured, and each of these rows says when it was).
+`--missing` only what is not stored yet is measured; each of these rows says when, and with how many threads).
 """
 import datetime
 import hashlib
@@ -53,7 +53,7 @@ RECIPES = {  # what was tried against the course project's recipe
 RECIPE_SEEDS = 3
 SHORT = TrainConfig.fast(epochs=20, precision="bfloat16")
 FULL = {  # on fifteen times as many images, with shorter numbers to save hours: configuration, dropout, number of seeds
-    COURSE: (TrainConfig(precision="bfloat16"), 0.2, 1),
+    COURSE: (TrainConfig(precision="bfloat16"), 0.2, 2),
     FAST: (SHORT, 0.2, 1),
     WITHOUT: (SHORT, 0.0, 3)}
 
@@ -314,7 +314,7 @@ def main(seeds, only, missing, threads):
         for tables in tqdm(pool.map(partial(run, threads=threads), jobs), total=len(jobs), unit="network"):
             for name, rows in tables.items():
                 found.setdefault(name, []).extend(rows)
-            stored |= {name: dict(facts, runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
+            stored |= {name: dict(stored[name] if missing and name in stored else facts, runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
             path.write_text(json.dumps(rounded(stored), indent=None, separators=(",", ":")).replace("{", "\n{") + "\n")
 
 
