@@ -295,7 +295,7 @@ def order(row):
 @click.option("--only", type=click.Choice(["seeds", "ablations", "recipes", "full"]), multiple=True, default=["seeds", "ablations"],
               show_default=True, help="These parts; the others are kept as stored.")
 @click.option("--missing", is_flag=True, help="Keep the stored rows of recipes and full, and measure what is not there.")
-@click.option("--threads", default=1, show_default=True, help="For each network; so many fewer are trained side by side.")
+@click.option("--threads", default=1, type=click.IntRange(1), show_default=True, help="For each network; so many fewer are trained side by side.")
 def main(seeds, only, missing, threads):
     """Run the long measurements and write figures/experiments.json."""
     path = ROOT / "figures" / "experiments.json"
@@ -307,14 +307,15 @@ def main(seeds, only, missing, threads):
         ablations=[("ablations", 0, {setting: value}) for setting, values in ABLATIONS.items() for value in values],
         full=[("full", seed, dict(recipe=name)) for name, (_, _, n) in FULL.items() for seed in range(n)])
     jobs = [job for part in only for job in jobs[part]]
-    found = {part: stored[part]["runs"] for part in ("recipes", "full") if missing and part in only and part in stored}
+    kept = {part: stored[part] for part in ("recipes", "full") if missing and part in only and part in stored}
+    found = {part: table["runs"] for part, table in kept.items()}
     there = {(part, row["seed"], row["recipe"]) for part, rows in found.items() for row in rows}
     jobs = [(part, seed, setting) for part, seed, setting in jobs if (part, seed, setting.get("recipe")) not in there]
     with ProcessPoolExecutor(max(os.cpu_count() // threads, 1), multiprocessing.get_context("spawn")) as pool:
         for tables in tqdm(pool.map(partial(run, threads=threads), jobs), total=len(jobs), unit="network"):
             for name, rows in tables.items():
                 found.setdefault(name, []).extend(rows)
-            stored |= {name: dict(stored[name] if missing and name in stored else facts, runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
+            stored |= {name: dict(kept.get(name, facts), runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
             path.write_text(json.dumps(rounded(stored), indent=None, separators=(",", ":")).replace("{", "\n{") + "\n")
 
 
