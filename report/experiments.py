@@ -54,7 +54,7 @@ RECIPE_SEEDS = 3
 SHORT = TrainConfig.fast(epochs=20, precision="bfloat16")
 FULL = {  # on fifteen times as many images, with shorter numbers to save hours: configuration, dropout, number of seeds
     COURSE: (TrainConfig(precision="bfloat16"), 0.2, 3),
-    FAST: (SHORT, 0.2, 1),
+    FAST: (SHORT, 0.2, 3),
     WITHOUT: (SHORT, 0.0, 3)}
 
 
