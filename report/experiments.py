@@ -224,11 +224,16 @@ def at_full_scale(name, seed):
     config, dropout, _ = FULL[name]
     images, labels = mnist_digits(train=True)
     split, config = Split(seed), replace(config, seed=seed)
-    split.train = images[np.isin(labels, DIGITS)]
+    chosen = np.isin(labels, DIGITS)
+    split.train, split.y_train = images[chosen], labels[chosen]
     net, val, epochs = network(split.train, config, dropout=dropout)
     clf = classifier(split, net, config, dropout=dropout)
+    def latent(images): return encode(net, as_unit(images))
+    z = latent(split.train)
+    def official(predict): return split.score(predict, ("official",))["official"]
     return dict(recipe=name, seed=seed, **when(), **epochs, images=len(split.train) - len(val), precision=config.precision,
-                elbo=elbo(net, val), official=split.score(clf.predict)["official"])
+                elbo=elbo(net, val), official=official(clf.predict), all_labels=official(named(clf.gmm_, z, z, split.y_train, latent)),
+                neighbours=official(neighbours(split, latent)))
 
 
 def when():
