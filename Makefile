@@ -13,7 +13,8 @@ help: ## this list
 install: $(INSTALLED) ## create .venv with everything the project needs (the other targets do this by themselves)
 
 $(INSTALLED): constraints.txt settings.ini setup.py
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "Python 3.10 or newer is needed, and $(PYTHON) is %d.%d: make PYTHON=python3.x" % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and \
+		"Python 3.10 or newer is needed, and $(PYTHON) is %d.%d: make PYTHON=python3.x" % v[:2])'
 	@echo "Setting up .venv: a few minutes, and about 2 GB."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet -c constraints.txt -e '.[dev]'
@@ -30,7 +31,7 @@ notebooks: export ## run all notebooks in place, in order, and clean them
 export: $(INSTALLED) ## write vae_gmm/ from the notebooks
 	$(BIN)/nbdev_export
 
-experiments: export ## the long measurements behind 07_results, about an hour (VAE_GMM_DATA leads to MNIST)
+experiments: export ## the long measurements behind 06_results, about an hour (VAE_GMM_DATA leads to MNIST)
 	$(BIN)/python -m report.experiments
 
 readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
@@ -53,4 +54,4 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis report.pdf report.html
-	find nbs vae_gmm report tests . -maxdepth 1 -name __pycache__ -type d -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,9 +22,9 @@ def fresh_export(root):
 
 def check_module(path):
     """Fail if a module that the notebook at `path` exports has been edited by hand, or not exported."""
-    root = path.parent.parent
-    fresh = fresh_export(root)
-    problems = [check.module_problem(root, module, fresh) for module in check.exported_from(path.name, fresh)]
+    fresh = fresh_export(cells.ROOT)
+    modules = check.exported_from(cells.name_of(path), fresh)
+    problems = [check.module_problem(cells.ROOT, module, fresh) for module in modules]
     assert not any(problems), "; ".join(filter(None, problems))
 
 

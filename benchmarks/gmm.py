@@ -21,7 +21,7 @@ import sklearn.mixture
 from scipy.stats import multivariate_normal
 from threadpoolctl import threadpool_limits
 
-from vae_gmm.gmm import GaussianMixture
+from vae_gmm.mixture import GaussianMixture
 
 # n, D, K, must, aim, as multiples of scikit-learn's speed
 TABLE = [(18_435, 2, 3, 8, 15), (60_000, 10, 10, 8, 15), (1_000_000, 2, 3, 8, 20), (100_000, 32, 16, 5, 10)]

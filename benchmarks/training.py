@@ -26,14 +26,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from vae_gmm.training import TrainConfig, encode, evaluate, fit_vae, make_optimizer, train_epoch
-from vae_gmm.vae import VAE
+from vae_gmm.data import as_images
+from vae_gmm.training import TrainConfig, fit_vae, make_optimizer, train_epoch
+from vae_gmm.vae import VAE, encode, evaluate
 
 BATCH, NOISE = 64, 0.1
 MUST, AIM = {"ratio": 1.25, "limit": 0.70, "encode": 0.90, "import": 1.2}, {"ratio": 1.4, "limit": 0.80}
 
 
-# the naive loop ---------------------------------------------------------------------------------------------------------
+# the naive loop -------------------------------------------------------------------------------------------------------
 
 class NaiveVAE(VAE):
     "The same architecture with the layers of the course report, in PyTorch's default memory format."
@@ -46,7 +47,7 @@ class NaiveVAE(VAE):
         self.to(memory_format=torch.contiguous_format)
 
     def encode(self, x):
-        h = x.view(-1, 1, 28, 28)
+        h = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5): h = F.relu(conv(h))
         h = self.dropout_fc(F.relu(self.fc1(self.dropout_conv(h).flatten(1))))
         return self.fc_mu(h), self.fc_logvar(h)
@@ -54,24 +55,25 @@ class NaiveVAE(VAE):
     def decode(self, z):
         h = self.dropout_fc(F.relu(self.fc2(z))).view(-1, 256, 7, 7)
         for deconv in (self.deconv1, self.deconv2, self.deconv3, self.deconv4): h = F.relu(deconv(h))
-        return self.deconv5(self.dropout_conv(h)).flatten(1)
+        return self.deconv5(self.dropout_conv(h))
 
 
 class Items(Dataset):
-    "Images one at a time, scaled on the way and, if asked, turned, scaled, shifted and made noisy as `augment_batch` and `add_noise` do."
+    "Images one at a time, scaled on the way and, if asked, varied as `augment_batch` and `add_noise` do."
     def __init__(self, images, varied=False):
         from vae_gmm.data import import_torchvision
         import_torchvision()
         from torchvision.transforms import v2
+        bilinear = v2.InterpolationMode.BILINEAR
         self.images = images
-        self.vary = v2.RandomAffine(10, (2 / 28, 2 / 28), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR) if varied else None
+        self.vary = v2.RandomAffine(10, (2 / 28, 2 / 28), (0.9, 1.1), interpolation=bilinear) if varied else None
     def __len__(self): return len(self.images)
     def __getitem__(self, i):
-        x = torch.from_numpy(self.images[i].astype(np.float32) / 255)
+        x = torch.from_numpy(self.images[i].astype(np.float32) / 255)[None]
         if self.vary:
-            x = self.vary(x[None])
+            x = self.vary(x)
             x = (x + NOISE * torch.randn_like(x)).clamp(0, 1)
-        return x.flatten()
+        return x
 
 
 def naive_epoch(model, items, optimizer, device, beta=0.5):
@@ -91,14 +93,14 @@ def naive_epoch(model, items, optimizer, device, beta=0.5):
     return total
 
 
-# the limit --------------------------------------------------------------------------------------------------------------
+# the limit ------------------------------------------------------------------------------------------------------------
 
 def flops_per_image():
     "Multiplications and additions of forward and backward for one image, counted by PyTorch from the layers' shapes."
     from torch.utils.flop_counter import FlopCounterMode
     model = NaiveVAE()
     with FlopCounterMode(display=False) as counter:
-        model(torch.rand(1, 784))[0].sum().backward()
+        model(torch.rand(1, 1, 28, 28))[0].sum().backward()
     return counter.get_total_flops()
 
 
@@ -120,7 +122,7 @@ def matrix_rate(device="cpu", dtype=torch.float32, n=2048, repeat=3):
     return 2 * n ** 3 / min(seconds(product, device)[0] for _ in range(repeat))
 
 
-# the rows ---------------------------------------------------------------------------------------------------------------
+# the rows -------------------------------------------------------------------------------------------------------------
 
 def digits(n):
     "n uint8 images: the embedded digits, repeated if need be."
@@ -130,13 +132,12 @@ def digits(n):
 
 
 def epoch_row(pairs, n, failed):
-    from vae_gmm.data import to_unit
     images, work = digits(n), flops_per_image()
-    x = to_unit(images)
+    x = as_images(images)
     print(f"\nan epoch of {n} images, {THREADS} threads, {work / 1e6:.0f} MFLOP an image, median of {pairs} pairs; "
           "varied: with random rotation, scale, shift and noise, as the course project's data set has them")
-    print("| images | ours images/s | naive images/s | times naive (range) | must | aim | matrix product Gflop/s | share of the limit | must | aim"
-          " | bfloat16 images/s | times naive |")
+    print("| images | ours images/s | naive images/s | times naive (range) | must | aim | matrix product Gflop/s "
+          "| share of the limit | must | aim | bfloat16 images/s | times naive |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for varied in (False, True):
         config = TrainConfig(batch_size=BATCH, augment=varied, noise_std=NOISE * varied)
@@ -144,7 +145,8 @@ def epoch_row(pairs, n, failed):
         ours, naive, short = VAE(), NaiveVAE(), VAE()
         optimizer, short_adam = (make_optimizer(m, n, config)[0] for m in (ours, short))
         plain_adam = torch.optim.Adam(naive.parameters(), lr=1e-3, foreach=False)
-        epochs = (lambda: train_epoch(ours, x, optimizer, config), lambda: naive_epoch(naive, Items(images, varied), plain_adam, "cpu"),
+        epochs = (lambda: train_epoch(ours, x, optimizer, config),
+                  lambda: naive_epoch(naive, Items(images, varied), plain_adam, "cpu"),
                   lambda: train_epoch(short, x, short_adam, short_config))
         for warm in epochs: warm()
         times = []
@@ -153,16 +155,17 @@ def epoch_row(pairs, n, failed):
             times.append([seconds(f)[0] for f in epochs] + [n * work / rate])
         a, b, c, limit = np.array(times).T
         ratio, share = np.median(b / a), np.median(limit / a)
-        print(f"| {'varied' if varied else 'as they are'} | {n / np.median(a):.0f} | {n / np.median(b):.0f} | {ratio:.2f} ({(b / a).min():.2f} to {(b / a).max():.2f})"
-              f" | {MUST['ratio']} | {AIM['ratio']} | {np.median(n * work / limit) / 1e9:.0f} | {share:.0%} | {MUST['limit']:.0%} | {AIM['limit']:.0%}"
-              f" | {n / np.median(c):.0f} | {np.median(b / c):.2f} |", flush=True)
-        failed += [f"{name}, {'varied' if varied else 'as they are'}" for name, value in (("ratio", ratio), ("limit", share)) if value < MUST[name]]
+        kind = "varied" if varied else "as they are"
+        print(f"| {kind} | {n / np.median(a):.0f} | {n / np.median(b):.0f} "
+              f"| {ratio:.2f} ({(b / a).min():.2f} to {(b / a).max():.2f}) | {MUST['ratio']} | {AIM['ratio']} "
+              f"| {np.median(n * work / limit) / 1e9:.0f} | {share:.0%} | {MUST['limit']:.0%} | {AIM['limit']:.0%} "
+              f"| {n / np.median(c):.0f} | {np.median(b / c):.2f} |", flush=True)
+        failed += [f"{name}, {kind}" for name, value in (("ratio", ratio), ("limit", share)) if value < MUST[name]]
 
 
 def encode_row(pairs, n, failed):
-    from vae_gmm.data import to_unit
     from vae_gmm.classifier import VAEGMM
-    x, clf = to_unit(digits(n)), VAEGMM()
+    x, clf = as_images(digits(n)), VAEGMM()
     clf.vae_ = VAE().eval()
     clf.fit_gmm(x[:300], x[:300], np.arange(300) % 3)
     batches = x.split(512)
@@ -173,16 +176,21 @@ def encode_row(pairs, n, failed):
     def classifying(): return clf.predict(x)
     for warm in (bare, encoding, classifying): warm()
     a, b, c = np.array([[seconds(f)[0] for f in (bare, encoding, classifying)] for _ in range(pairs)]).T
-    print(f"\nencoding and classifying {n} images in batches of 512, share of the bare encoder's throughput, median of {pairs} rounds")
+    print(f"\nencoding and classifying {n} images in batches of 512, share of the bare encoder's throughput, "
+          f"median of {pairs} rounds")
     print("| bare encoder images/s | encode | classify | must |\n|---|---|---|---|")
-    print(f"| {n / np.median(a):.0f} | {np.median(a / b):.1%} | {np.median(a / c):.1%} | {MUST['encode']:.0%} |", flush=True)
-    failed += [name for name, value in (("encode", np.median(a / b)), ("classify", np.median(a / c))) if value < MUST["encode"]]
+    shares = {"encode": np.median(a / b), "classify": np.median(a / c)}
+    print(f"| {n / np.median(a):.0f} | {shares['encode']:.1%} | {shares['classify']:.1%} | {MUST['encode']:.0%} |",
+          flush=True)
+    failed += [name for name, value in shares.items() if value < MUST["encode"]]
 
 
 def import_row(pairs, failed):
     code = f"import time; t = time.{clock.__name__}(); import {{}}; print(time.{clock.__name__}() - t)"
     names = "torch", "vae_gmm", "vae_gmm.training"
-    def one(name): return float(subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True).stdout)
+    def one(name):
+        command = [sys.executable, "-c", code.format(name)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     for name in names: one(name)
     times = np.array([[one(name) for name in names] for _ in range(pairs)])
     base = times[:, :1]
@@ -197,15 +205,16 @@ def gpu_rows(failed):
     if not torch.cuda.is_available():
         print("\nGPU: none here")
         return
-    from vae_gmm.data import mnist_digits, split_indices, to_unit
+    from vae_gmm.data import mnist_digits, split_indices
     print(f"\nGPU: {torch.cuda.get_device_name()}; whole runs of fit_vae, validation included")
     if not os.environ.get("VAE_GMM_DATA"):
         print("(VAE_GMM_DATA does not lead to MNIST: the embedded digits, repeated to the same number)")
-    limits = {name: matrix_rate("cuda", dtype, 8192) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    limits = {name: matrix_rate("cuda", getattr(torch, name), 8192) for name in ("float32", "bfloat16")}
     torch.set_float32_matmul_precision("high")
     limits["tf32"] = matrix_rate("cuda", n=8192)
     torch.set_float32_matmul_precision("highest")
-    print("| digits | precision | epochs | seconds | must | images/s in training | times naive | must | share of the matrix rate | best validation loss | against float32 |")
+    print("| digits | precision | epochs | seconds | must | images/s in training | times naive | must "
+          "| share of the matrix rate | best validation loss | against float32 |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, keep, epochs, most in (("1, 4, 8", (1, 4, 8), 50, 10), ("all ten", range(10), 30, 30)):
         if os.environ.get("VAE_GMM_DATA"):
@@ -214,7 +223,7 @@ def gpu_rows(failed):
         else:
             images = digits(18_435 if len(keep) == 3 else 60_000)
         train, val = split_indices(len(images), 0.8)
-        x, y = to_unit(images[train]), to_unit(images[val])
+        x, y = as_images(images[train]), as_images(images[val])
         naive = NaiveVAE().cuda()
         adam = torch.optim.Adam(naive.parameters(), lr=1e-3, foreach=False)
         few = Items(images[train][:2048])
@@ -228,14 +237,16 @@ def gpu_rows(failed):
             rate = epochs * len(x) / (took - epochs * seconds(lambda: evaluate(model, y.cuda()), "cuda")[0])
             loss = history.best["val_loss"]
             reference = reference or loss
-            print(f"| {name} | {precision} | {epochs} | {took:.1f} | {most} | {rate:.0f} | {rate / naive_rate:.1f} | 10 "
-                  f"| {rate * flops_per_image() / limits[precision]:.1%} | {loss:.2f} | {loss / reference - 1:+.1%} |", flush=True)
+            print(f"| {name} | {precision} | {epochs} | {took:.1f} | {most} | {rate:.0f} | {rate / naive_rate:.1f} "
+                  f"| 10 | {rate * flops_per_image() / limits[precision]:.1%} | {loss:.2f} "
+                  f"| {loss / reference - 1:+.1%} |", flush=True)
         if took > most or rate < 10 * naive_rate: failed.append(f"GPU, {name}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="*", choices=("epoch", "encode", "import", "gpu"), default=("epoch", "encode", "import", "gpu"))
+    rows = "epoch", "encode", "import", "gpu"
+    parser.add_argument("--rows", nargs="*", choices=rows, default=rows)
     parser.add_argument("--quick", action="store_true", help="three pairs, fewer images")
     parser.add_argument("--processor-time", action="store_true", help="count the processor's seconds, not the clock's")
     arguments = parser.parse_args()

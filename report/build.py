@@ -125,7 +125,7 @@ class Printer:
                 return [self.reference(key)]
             for key in (citation["citationId"] for citation in content[0]):
                 if key not in self.keys:
-                    raise BuildError(at, f"@{key} is neither in report/references.bib nor the label of a figure or table")
+                    raise BuildError(at, f"@{key} is neither in report/references.bib nor a figure's or table's label")
         return None
 
     def captioned_table(self, blocks, label, at):
@@ -358,9 +358,9 @@ def build_html(out, root=cells.ROOT, only=None, draft=False):
 @click.command()
 @click.option("--html", is_flag=True, help="Build report.html instead.")
 @click.option("--out", default=None, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
-@click.option("--only", multiple=True, metavar="CHAPTER", help="A draft of these chapters alone, e.g. 02_gmm.")
+@click.option("--only", multiple=True, metavar="CHAPTER", help="A draft of these chapters alone, e.g. 03_gmm.")
 @click.option("--draft", is_flag=True, help="Put up with figures and equations that are missing.")
-@click.option("--source", type=click.Path(file_okay=False, path_type=Path), help="Keep the Typst source in this folder.")
+@click.option("--source", type=click.Path(file_okay=False, path_type=Path), help="Keep the Typst source here.")
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
 def main(html, out, only, draft, source, root):
     """Build report.pdf from the notebooks as they are stored."""

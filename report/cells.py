@@ -1,5 +1,6 @@
 """What the tools share: where the project's parts are, and how a notebook cell is read."""
 import configparser
+import os
 import re
 from pathlib import Path
 
@@ -16,9 +17,23 @@ def settings(root=ROOT):
     return parser["DEFAULT"]
 
 
+def name_of(path, root=ROOT):
+    """What a notebook is called in messages: its path in nbs/, such as 03_gmm.ipynb or rooms/files.ipynb."""
+    return Path(os.path.relpath(Path(path).resolve(), Path(root, "nbs").resolve())).as_posix()
+
+
 def notebooks(root=ROOT):
-    """Paths of all notebooks in reading order: by name, index.ipynb last."""
-    return sorted(Path(root, "nbs").glob("[!_.]*.ipynb"), key=lambda p: (p.stem == "index", p.name))
+    """Paths of all notebooks in reading order: chapters by name, then rooms by folder and name, index.ipynb last."""
+    nbs = Path(root, "nbs")
+    inside = {path: path.relative_to(nbs).parts for path in nbs.rglob("*.ipynb")}
+    shown = [path for path, parts in inside.items() if not any(part.startswith(("_", ".")) for part in parts)]
+    return sorted(shown, key=lambda p: (inside[p] == ("index.ipynb",), inside[p][:-1], p.name))
+
+
+def chapter(name):
+    """The number of the chapter that the notebook called `name` is, or None for a room and the index."""
+    found = re.match(r"(\d\d)_[^/]*$", name)
+    return int(found[1]) if found else None
 
 
 def read(path):

@@ -3,6 +3,7 @@
 - notebooks are clean (nbdev_clean would change nothing), small, and GitHub can show their outputs and formulas;
 - vae_gmm/ holds what nbdev_export writes from them, and nothing else;
 - README.md and its small pictures are what report/readme.py makes of nbs/index.ipynb and the others;
+- equations have the number of their chapter, or a letter in rooms, and what is cited is there;
 - relative links lead to files; prose is spelled correctly, in British English;
 - no file in nbs/, vae_gmm/ or figures/ is unknown to git.
 
@@ -20,8 +21,9 @@ from pathlib import Path
 import click
 
 from report import cells, readme
+from report.formulas import NUMBERED
 
-BY_HAND = {"__init__.py", "__main__.py"}  # modules that may stand without a notebook
+BY_HAND = {"__init__.py", "__main__.py"}  # modules that may stand without a notebook, in sub-packages too
 MAX_BYTES = 1_000_000  # above this, GitHub is slow to show a notebook or does not show it
 AMERICAN_TOO = {"program", "programs", "license", "practice", "meter", "meters", "draft", "disk", "disks"}
 
@@ -37,15 +39,13 @@ def _nbdev(command, folder):
 
 def _copy(root, folder):
     """Copy to `folder` what nbdev reads: settings.ini, the notebooks and the hand-written modules."""
-    shutil.copy(Path(root, "settings.ini"), folder)
-    Path(folder, "nbs").mkdir()
-    for path in cells.notebooks(root):
-        shutil.copy(path, Path(folder, "nbs"))
     lib = cells.settings(root)["lib_path"]
     Path(folder, lib).mkdir()
-    for name in BY_HAND:
-        if Path(root, lib, name).exists():
-            shutil.copy(Path(root, lib, name), Path(folder, lib))
+    by_hand = [path for path in Path(root, lib).rglob("*.py") if path.name in BY_HAND]
+    for path in [Path(root, "settings.ini"), *cells.notebooks(root), *by_hand]:
+        copy = Path(folder, path.relative_to(root))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
 
 
 def fresh_clean(root=cells.ROOT):
@@ -53,7 +53,7 @@ def fresh_clean(root=cells.ROOT):
     with tempfile.TemporaryDirectory() as tmp:
         _copy(root, tmp)
         _nbdev("nbdev_clean", tmp)
-        return {p.name: p.read_bytes() for p in Path(tmp, "nbs").glob("*.ipynb")}
+        return {cells.name_of(path, tmp): path.read_bytes() for path in cells.notebooks(tmp)}
 
 
 def fresh_export(root=cells.ROOT):
@@ -62,13 +62,16 @@ def fresh_export(root=cells.ROOT):
         _copy(root, tmp)
         _nbdev("nbdev_export", tmp)
         lib = Path(tmp, cells.settings(root)["lib_path"])
-        return {p.relative_to(lib).as_posix(): p.read_bytes() for p in lib.rglob("*.py")}
+        modules = list(lib.rglob("*.py"))
+        folders = {lib, *(folder for p in modules if p.name not in BY_HAND for folder in p.parents)}
+        return {p.relative_to(lib).as_posix(): p.read_bytes() for p in modules
+                if p.parent in folders}  # a sub-package of hand-written files alone comes from no notebook
 
 
 def exported_from(name, fresh):
-    """The modules of `fresh` (see fresh_export) that notebook `name` writes."""
-    mark = f"File to edit: ../nbs/{name}.".encode()
-    return [module for module, text in fresh.items() if mark in text[:1000]]
+    """The modules of `fresh` (see fresh_export) that the notebook called `name` (see cells.name_of) writes."""
+    mark = re.compile(rf"File to edit: (\.\./)+nbs/{re.escape(name)}\.".encode())
+    return [module for module, text in fresh.items() if mark.search(text[:1000])]
 
 
 def module_problem(root, module, fresh):
@@ -86,10 +89,10 @@ def module_problem(root, module, fresh):
 def check_clean(root):
     fresh = fresh_clean(root)
     for path in cells.notebooks(root):
-        dirty = path.read_bytes() != fresh[path.name]
-        yield f"clean {path.name}", "nbdev_clean would change it" if dirty else None
+        name = cells.name_of(path, root)
+        yield f"clean {name}", "nbdev_clean would change it" if path.read_bytes() != fresh[name] else None
         size = path.stat().st_size
-        yield f"size {path.name}", f"{size:,} bytes, more than {MAX_BYTES:,}" if size > MAX_BYTES else None
+        yield f"size {name}", f"{size:,} bytes, more than {MAX_BYTES:,}" if size > MAX_BYTES else None
 
 
 def check_export(root):
@@ -119,7 +122,30 @@ def _prose(root):
     for path in cells.notebooks(root):
         for cell in cells.read(path).cells:
             if cell.cell_type == "markdown":
-                yield f"{path.name}/{cell.id}", path.parent, cell.source
+                yield f"{cells.name_of(path, root)}/{cell.id}", path.parent, cell.source
+
+
+CITED = re.compile(r"\b(?:eqs?\.|equations?)((?:[\s,;–-]|and|or|to|through|\([1-9A-Z]\d*\.\d+[a-z]?\))+)", re.I)
+
+
+def check_equations(root):
+    """Numbers of equations: N.m in the notebook of chapter N, a letter instead of N in a room, each of them once."""
+    defined, cited, found = {}, [], []
+    for path in cells.notebooks(root):
+        name = cells.name_of(path, root)
+        first = str(cells.chapter(name)) if cells.chapter(name) else "[A-Z]"
+        for cell in cells.read(path).cells:
+            at = f"{name}/{cell.id}"
+            for number in NUMBERED.findall(cell.source) if cell.cell_type == "markdown" else ():
+                if not re.fullmatch(rf"{first}\.\d+[a-z]?", number):
+                    found.append(f"{at}: ({number}) is no number for {name}")
+                if number in defined:
+                    found.append(f"{at}: ({number}) is already the number of an equation in {defined[number]}")
+                defined[number] = at
+            cited += [(number, at) for words in CITED.findall(cell.source)
+                      for number in re.findall(r"\(([^)]+)\)", words)]
+    found += [f"{at}: no equation has the number ({number})" for number, at in cited if number not in defined]
+    yield "equations", "their numbers are wrong\n  " + "\n  ".join(dict.fromkeys(found)) if found else None
 
 
 def check_links(root):
@@ -147,8 +173,9 @@ def unshown_formulas(text):
 def check_github(root):
     found = [f"{name}: {problem}" for name, _, text in _prose(root) for problem in unshown_formulas(text)]
     yield "formulas", "GitHub does not show them\n  " + "\n  ".join(found) if found else None
-    widgets = [f"{path.name}/{cell.id}" for path in cells.notebooks(root) for cell in cells.read(path).cells
-               for out in cell.get("outputs", []) if "application/vnd.jupyter.widget-view+json" in out.get("data", {})]
+    widgets = [f"{cells.name_of(path, root)}/{cell.id}" for path in cells.notebooks(root)
+               for cell in cells.read(path).cells for out in cell.get("outputs", [])
+               if "application/vnd.jupyter.widget-view+json" in out.get("data", {})]
     yield "widgets", "outputs that only a running Jupyter shows: " + ", ".join(widgets) if widgets else None
 
 
@@ -188,8 +215,8 @@ def _american(folder):
 
 
 def check_spelling(root):
-    prose = {name if "/" in name else f"{name}": text for name, _, text in _prose(root)}
-    code = {f"{path.name}/{cell.id}": cell.source for path in cells.notebooks(root)
+    prose = {name: text for name, _, text in _prose(root)}
+    code = {f"{cells.name_of(path, root)}/{cell.id}": cell.source for path in cells.notebooks(root)
             for cell in cells.read(path).cells if cell.cell_type == "code"}
     found = _misspelled(root, {**prose, **code})
     yield "spelling", "codespell finds\n" + found if found else None
@@ -199,7 +226,7 @@ def check_spelling(root):
 
 
 def check_known(root):
-    """Files of the notebooks, the package and the figures that git does not know; nothing to say outside a git checkout."""
+    """Files of notebooks, package and figures that git does not know; nothing to say outside a git checkout."""
     try:
         git = subprocess.run(["git", "ls-files", "--others", "--exclude-standard", "--", "nbs", "figures",
                               cells.settings(root)["lib_path"]], cwd=root, capture_output=True, text=True)
@@ -209,7 +236,8 @@ def check_known(root):
         yield "known to git", "not added to git: " + ", ".join(git.stdout.split("\n")[:-1]) if git.stdout else None
 
 
-CHECKS = check_clean, check_export, check_readme, check_links, check_github, check_spelling, check_known
+CHECKS = (check_clean, check_export, check_readme, check_equations, check_links, check_github, check_spelling,
+          check_known)
 
 
 def run(root=cells.ROOT):

@@ -1,4 +1,4 @@
-"""The long measurements behind nbs/07_results.ipynb: `make experiments` writes figures/experiments.json.
+"""The long measurements behind nbs/06_results.ipynb: `make experiments` writes figures/experiments.json.
 
 Seeds, baselines and ablations on the embedded digits. Each classifier is scored on the held-out digits, on MNIST's
 official test images and, where a setting is to be chosen, on development images: MNIST training images that are not
@@ -6,7 +6,7 @@ embedded. The folder that VAE_GMM_DATA names holds MNIST. The networks are train
 processor, and the file says when, with which versions, on what machine and on which data they ran. Trained networks
 are kept in .experiments/, so that an interrupted run goes on where it was; remove the folder to train them anew.
 
-Two parts behind nbs/03_training.ipynb take longer and run only when asked for: `--only recipes` compares recipes on the
+Two parts behind nbs/04_training.ipynb take longer and run only when asked for: `--only recipes` compares recipes on the
 embedded digits, and `--only full` compares some of them on all of MNIST's training images of these digits (hours; with
 `--missing` only what is not stored yet is measured; each of these rows says when, and with how many threads).
 """
@@ -31,11 +31,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
 import vae_gmm
-from vae_gmm.classifier import VAEGMM, as_unit, average, em_solutions, label_shares, load_vae, overlaps, save_vae, start_means
-from vae_gmm.data import embedded_digits, load_npz, mnist_digits, split_indices, write_course_files
-from vae_gmm.gmm import GaussianMixture
-from vae_gmm.training import TrainConfig, elbo, encode, evaluate, fit_vae
-from vae_gmm.vae import VAE
+from vae_gmm.classifier import VAEGMM, average, em_solutions, label_shares, overlaps, start_means
+from vae_gmm.data import as_images, embedded_digits, load_npz, mnist_digits, split_indices, write_course_files
+from vae_gmm.mixture import GaussianMixture
+from vae_gmm.model_files import load_vae, save_vae
+from vae_gmm.training import TrainConfig, fit_vae
+from vae_gmm.vae import VAE, elbo, encode, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = np.array([1, 4, 8])
@@ -59,7 +60,7 @@ FULL = {  # on fifteen times as many images, with shorter numbers to save hours:
 
 
 class Split:
-    """The course's files for one seed as arrays, with other images to score on and the labels hidden in the training file."""
+    """The course's files for one seed as arrays, other images to score on, and the training file's hidden labels."""
 
     def __init__(self, seed, root=None):
         with tempfile.TemporaryDirectory() as folder:
@@ -72,8 +73,8 @@ class Split:
         images, others = mnist_digits(root, train=True)
         fresh = np.array([label in DIGITS and image.tobytes() not in known for image, label in zip(images, others)])
         chosen = np.random.default_rng(0).choice(np.flatnonzero(fresh), 3000, replace=False)
-        self.parts = {"held_out": (parts["test"].images, parts["test"].labels), "official": (official[keep], labels[keep]),
-                      "development": (images[chosen], others[chosen])}
+        self.parts = {"held_out": (parts["test"].images, parts["test"].labels),
+                      "official": (official[keep], labels[keep]), "development": (images[chosen], others[chosen])}
 
     def keep(self, chosen):
         """Leave only the chosen training images."""
@@ -86,7 +87,7 @@ class Split:
 
 def flat(images):
     """Images as float64 (n, 784) in [0, 1]."""
-    return as_unit(images).double().numpy()
+    return as_images(images).flatten(1).double().numpy()
 
 
 def named(gmm, z, z_labelled, y_labelled, embed=lambda z: z, rho=0.5):
@@ -98,7 +99,8 @@ def named(gmm, z, z_labelled, y_labelled, embed=lambda z: z, rho=0.5):
 def mixture(split, embed, seed, per_class=2):
     """The classifier of chapter 5 on `embed`ded images."""
     z, z_labelled = embed(split.train), embed(split.labelled)
-    gmm = average(em_solutions(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed))
+    start = start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed)
+    gmm = average(em_solutions(z, start, random_state=seed))
     return named(gmm, z, z_labelled, split.y_labelled, embed)
 
 
@@ -128,16 +130,16 @@ def supervised(split, seed, epochs=15):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = torch.nn.Sequential(
-            torch.nn.Unflatten(1, (1, 28, 28)), torch.nn.Conv2d(1, 16, 3, 2, 1), torch.nn.ReLU(),
+            torch.nn.Conv2d(1, 16, 3, 2, 1), torch.nn.ReLU(),
             torch.nn.Conv2d(16, 32, 3, 2, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32 * 49, 3))
         optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-        x, y = as_unit(split.train), torch.from_numpy(np.searchsorted(DIGITS, split.y_train))
+        x, y = as_images(split.train), torch.from_numpy(np.searchsorted(DIGITS, split.y_train))
         for _ in range(epochs):
             for index in torch.randperm(len(x)).split(32):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(net(x[index]), y[index]).backward()
                 optimizer.step()
-    return lambda images: DIGITS[net(as_unit(images)).argmax(1).numpy()]
+    return lambda images: DIGITS[net(as_images(images)).argmax(1).numpy()]
 
 
 class Autoencoder(VAE):
@@ -148,10 +150,11 @@ class Autoencoder(VAE):
 
 
 def network(images, config, latent_dim=2, dropout=0.2, kind=VAE):
-    """A network trained on images as `VAEGMM.fit_vae` does it, its validation images, and the epochs: trained and best."""
-    x = as_unit(images)
+    """A network trained on images as `VAEGMM.fit_vae` does it, its validation images, the epochs: trained and best."""
+    x = as_images(images)
     train, val = split_indices(len(x), config.train_share, config.seed)
-    key = repr((vae_gmm.__version__, hashlib.sha256(images.tobytes()).hexdigest(), asdict(config), latent_dim, dropout, kind.__name__))
+    data = hashlib.sha256(images.tobytes()).hexdigest()
+    key = repr((vae_gmm.__version__, data, asdict(config), latent_dim, dropout, kind.__name__))
     path = NETWORKS / hashlib.sha256(key.encode()).hexdigest()[:16]
     facts = path.with_suffix(".json")
     if facts.exists():
@@ -171,11 +174,11 @@ def network(images, config, latent_dim=2, dropout=0.2, kind=VAE):
 def autoencoder(split, seed):
     """Latent points of an autoencoder trained like the VAE, with beta = 0 and without sampling."""
     net, _, _ = network(split.train, TrainConfig.fast(seed=seed, beta=0.0), kind=Autoencoder)
-    return lambda images: encode(net, as_unit(images))
+    return lambda images: encode(net, as_images(images))
 
 
 def baselines(split, seed, latent):
-    """Accuracy of each method that the report is compared with; group 0 has 15 labels, group 1 all of the training images."""
+    """Accuracy of each method the report is compared with; group 0 has 15 labels, group 1 all training images'."""
     pca = {d: PCA(d, random_state=seed).fit(flat(split.train)) for d in (2, 32)}
     methods = {
         ("k-means on pixels", 0): k_means(split, seed),
@@ -190,12 +193,14 @@ def baselines(split, seed, latent):
 
 
 def without_training(split, seed, latent):
-    """Accuracy for other numbers of components and of labelled images a digit and other walks, on the latent points of one network."""
+    """Accuracy for other numbers of components and labelled images a digit and other walks, on one network's points."""
     z, z_labelled, rows = latent(split.train), latent(split.labelled), []
     points = {part: (latent(images), y) for part, (images, y) in split.parts.items()}
     for per_class in PER_CLASS:
-        solutions = em_solutions(z, start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed), random_state=seed)
-        facts, mixtures = dict(seed=seed, per_class=per_class, bic=solutions[0].bic(z)), {len(solutions): average(solutions), 1: solutions[0]}
+        start = start_means(z, z_labelled, split.y_labelled, DIGITS, per_class, seed)
+        solutions = em_solutions(z, start, random_state=seed)
+        facts = dict(seed=seed, per_class=per_class, bic=solutions[0].bic(z))
+        mixtures = {len(solutions): average(solutions), 1: solutions[0]}
         resp = {n: {part: gmm.predict_proba(p) for part, (p, _) in points.items()} for n, gmm in mixtures.items()}
         T = {n: overlaps(gmm.predict_proba(z)) for n, gmm in mixtures.items()}
         settings = [(len(solutions), labels, rho) for labels in LABELS for rho in RHOS] + [(1, 5, 0.0), (1, 5, 0.5)]
@@ -203,9 +208,11 @@ def without_training(split, seed, latent):
             scores = []
             for draw in range(DRAWS):
                 rng = np.random.default_rng(draw)
-                chosen = np.concatenate([rng.choice(np.flatnonzero(split.y_train == d), labels, replace=False) for d in DIGITS])
+                chosen = [rng.choice(np.flatnonzero(split.y_train == d), labels, replace=False) for d in DIGITS]
+                chosen = np.concatenate(chosen)
                 shares = label_shares(mixtures[n].predict_proba(z[chosen]), split.y_train[chosen], DIGITS, T[n], rho)
-                scores.append({part: (DIGITS[(resp[n][part] @ shares).argmax(1)] == y).mean() for part, (_, y) in points.items()})
+                scores.append({part: (DIGITS[(resp[n][part] @ shares).argmax(1)] == y).mean()
+                               for part, (_, y) in points.items()})
             rows += [dict(facts, solutions=n, labels=labels, rho=rho, draws=DRAWS,
                           **{f"{part}_{name}": float(f([score[part] for score in scores]))
                              for part in points for name, f in (("mean", np.mean), ("worst", np.min))})]
@@ -228,12 +235,13 @@ def at_full_scale(name, seed):
     split.train, split.y_train = images[chosen], labels[chosen]
     net, val, epochs = network(split.train, config, dropout=dropout)
     clf = classifier(split, net, config, dropout=dropout)
-    def latent(images): return encode(net, as_unit(images))
+    def latent(images): return encode(net, as_images(images))
     def official(predict): return split.score(predict, ("official",))["official"]
     gmm, z, y = clf.gmm_, latent(split.train), split.y_train
-    mixed = label_shares(gmm.predict_proba(z), y, DIGITS).max(1) < 0.9  # components of which no digit has nine tenths
-    return dict(recipe=name, seed=seed, **when(), **epochs, images=len(split.train) - len(val), precision=config.precision,
-                elbo=elbo(net, val), official=official(clf.predict), all_labels=official(named(gmm, z, z, y, latent)),
+    mixed = label_shares(gmm.predict_proba(z), y, DIGITS).max(1) < 0.9  # components without a digit of nine tenths
+    return dict(recipe=name, seed=seed, **when(), **epochs, images=len(split.train) - len(val),
+                precision=config.precision, elbo=elbo(net, val), official=official(clf.predict),
+                all_labels=official(named(gmm, z, z, y, latent)),
                 neighbours=official(neighbours(split, latent)), mixed=float(gmm.weights_[mixed].sum()))
 
 
@@ -257,10 +265,11 @@ def run(job, threads=1):
     config = replace(RECIPES[name], seed=seed, **changed)
     net, val, epochs = network(split.train, config, **sizes)
     clf = classifier(split, net, config, **sizes)
-    def latent(images): return encode(net, as_unit(images))
+    def latent(images): return encode(net, as_images(images))
     scores = split.score(clf.predict, ("held_out", "official", "development"))
     if kind == "recipes":
-        return dict(recipes=[dict(recipe=name, seed=seed, **when(), **epochs, elbo=elbo(net, val), development=scores["development"])])
+        return dict(recipes=[dict(recipe=name, seed=seed, **when(), **epochs, elbo=elbo(net, val),
+                                  development=scores["development"])])
     reconstruction, kl = evaluate(net, val)
     knn = split.score(neighbours(split, latent), ("official", "development"))
     row = dict(seed=seed, **scores, neighbours=knn["official"], neighbours_development=knn["development"],
@@ -269,7 +278,8 @@ def run(job, threads=1):
         setting, value = next(iter(job[2].items()))
         return dict(ablations=[dict(setting=setting, value=value, **row)])
     ours = dict(method=OURS, group=0, seed=seed, held_out=scores["held_out"], official=scores["official"])
-    return dict(seeds=[row], baselines=[ours, *baselines(split, seed, latent)], choices=without_training(split, seed, latent))
+    return dict(seeds=[row], baselines=[ours, *baselines(split, seed, latent)],
+                choices=without_training(split, seed, latent))
 
 
 def rounded(value):
@@ -283,8 +293,9 @@ def rounded(value):
 
 def about(split, threads):
     """Where and on what the measurements were made."""
+    many = "one thread" if threads == 1 else f"{threads} threads"
     return dict(date=when()["date"], version=vae_gmm.__version__, python=platform.python_version(),
-                torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} processors, {'one thread' if threads == 1 else f'{threads} threads'} a network",
+                torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} processors, {many} a network",
                 data_sha256=hashlib.sha256(split.parts["official"][0].tobytes()).hexdigest()[:16],
                 n_official=len(split.parts["official"][1]), n_held_out=len(split.parts["held_out"][1]),
                 n_development=len(split.parts["development"][1]))
@@ -292,16 +303,19 @@ def about(split, threads):
 
 def order(row):
     """Rows in the order of the settings, whichever process was done first."""
-    place = list(ABLATIONS).index(row["setting"]) if "setting" in row else [*RECIPES, WITHOUT].index(row["recipe"]) if "recipe" in row else 0
-    return place, float(row.get("value", 0)), row["seed"], *(row.get(k, 0) for k in ("per_class", "labels", "solutions", "rho", "epochs"))
+    place = (list(ABLATIONS).index(row["setting"]) if "setting" in row
+             else [*RECIPES, WITHOUT].index(row["recipe"]) if "recipe" in row else 0)
+    rest = "per_class", "labels", "solutions", "rho", "epochs"
+    return place, float(row.get("value", 0)), row["seed"], *(row.get(k, 0) for k in rest)
 
 
 @click.command()
 @click.option("--seeds", default=5, show_default=True, help="Number of repetitions.")
-@click.option("--only", type=click.Choice(["seeds", "ablations", "recipes", "full"]), multiple=True, default=["seeds", "ablations"],
-              show_default=True, help="These parts; the others are kept as stored.")
-@click.option("--missing", is_flag=True, help="Keep the stored rows of recipes and full, and measure what is not there.")
-@click.option("--threads", default=1, type=click.IntRange(1), show_default=True, help="For each network; so many fewer are trained side by side.")
+@click.option("--only", type=click.Choice(["seeds", "ablations", "recipes", "full"]), multiple=True,
+              default=["seeds", "ablations"], show_default=True, help="These parts; the others are kept as stored.")
+@click.option("--missing", is_flag=True, help="Keep stored rows of recipes and full, and measure what is not there.")
+@click.option("--threads", default=1, type=click.IntRange(1), show_default=True,
+              help="For each network; so many fewer are trained side by side.")
 def main(seeds, only, missing, threads):
     """Run the long measurements and write figures/experiments.json."""
     path = ROOT / "figures" / "experiments.json"
@@ -321,7 +335,8 @@ def main(seeds, only, missing, threads):
         for tables in tqdm(pool.map(partial(run, threads=threads), jobs), total=len(jobs), unit="network"):
             for name, rows in tables.items():
                 found.setdefault(name, []).extend(rows)
-            stored |= {name: dict(kept.get(name, facts), runs=sorted(rows, key=order) if name != "baselines" else rows) for name, rows in found.items()}
+            stored |= {name: dict(kept.get(name, facts), runs=rows if name == "baselines" else sorted(rows, key=order))
+                       for name, rows in found.items()}
             path.write_text(json.dumps(rounded(stored), indent=None, separators=(",", ":")).replace("{", "\n{") + "\n")
 
 

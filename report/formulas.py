@@ -18,7 +18,8 @@ TEX_FIXES = [
     (r"\\[bB]igg?l(?![a-zA-Z])((?:(?!\\[bB]igg?[lr]|&|\\\\).)*)\\[bB]igg?r(?![a-zA-Z])", r"\\left\1\\right"),
     (r"\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),
     (r"(?<!\\left)(?<!\\right)\\([lr])vert(?![a-zA-Z])", lambda m: {"l": r"\left|", "r": r"\right|"}[m[1]]),
-    (r"(?<!\\left)(?<!\\right)(?<!\\)\|((?:[^|(){}]|\{[^{}|]*\}|\([^()|]*\))+)\|", r"\\left|\1\\right|"),  # |a|: a pair, not two relations
+    (r"(?<!\\left)(?<!\\right)(?<!\\)\|((?:[^|(){}]|\{[^{}|]*\}|\([^()|]*\))+)\|",
+     r"\\left|\1\\right|"),  # |a|: a pair, not two relations
 ]
 OPERATOR = re.compile(r'(?<!upright\()(?<!bold\()(?<!italic\()("\w+")')  # in pandoc's Typst; op(...) sets it as a name
 

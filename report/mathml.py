@@ -23,15 +23,16 @@ ITALIC = {0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)}
 
 def characters(page):
     """The characters in the formulas of an HTML page."""
-    formulas = re.sub(r"<annotation.*?</annotation>", "", " ".join(re.findall(r"<math.*?</math>", page, re.S)), flags=re.S)
-    return set(unescape(re.sub(r"<[^>]+>", "", formulas)))
+    formulas = " ".join(re.findall(r"<math.*?</math>", page, re.S))
+    return set(unescape(re.sub(r"<annotation.*?</annotation>|<[^>]+>", "", formulas, flags=re.S)))
 
 
 def font(page):
     """A rule of CSS that holds the font for the formulas of `page`; empty where there are none."""
     if "<math" not in page:
         return ""
-    face = TTFont(Path(find_spec("ziamath").origin).with_name("fonts") / "STIXTwoMath-Regular.ttf", recalcTimestamp=False)
+    fonts = Path(find_spec("ziamath").origin).with_name("fonts")
+    face = TTFont(fonts / "STIXTwoMath-Regular.ttf", recalcTimestamp=False)
     options = subset.Options(flavor="woff", layout_features=["*"], notdef_outline=True)
     cutter = subset.Subsetter(options)
     cutter.populate(unicodes=ITALIC | set(map(ord, characters(page))))
@@ -45,7 +46,8 @@ def font(page):
 
 def is_name(node):
     """Whether a node of MathML is the name of a function, with or without limits: log, max over a."""
-    while node.tag.endswith(("}msub", "}msup", "}munder", "}munderover")) or node.tag.endswith("}mrow") and len(node) == 1:
+    with_limits = "}msub", "}msup", "}munder", "}munderover"
+    while node.tag.endswith(with_limits) or node.tag.endswith("}mrow") and len(node) == 1:
         node = node[0]
     return node.tag.endswith("}mi") and node.get("mathvariant") == "normal" and len(node.text or "") > 1
 
@@ -77,7 +79,8 @@ ACCENTS = {"\u0302": "\u02c6", "\u0303": "\u02dc"}  # hat and tilde: marks that 
 
 def centre_accents(page):
     """The page with hats and tildes above the middle of a letter and no wider than it."""
-    return re.sub("<mo[^>]*>([\u0302\u0303])</mo>", lambda m: f'<mo accent="true" stretchy="false">{ACCENTS[m[1]]}</mo>', page)
+    return re.sub("<mo[^>]*>([\u0302\u0303])</mo>",
+                  lambda m: f'<mo accent="true" stretchy="false">{ACCENTS[m[1]]}</mo>', page)
 
 
 def keep_punctuation(page):

@@ -66,12 +66,12 @@ def render(nb):
 
 def thumbnails(root=cells.ROOT):
     """The small pictures that nbs/index.ipynb shows: {path: stored output that it is made from, or None}."""
-    nbs, found = Path(root, "nbs"), {}
-    shown = "\n".join(cell.source for cell in cells.read(nbs / "index.ipynb").cells if cell.cell_type == "markdown")
+    by_name, found = {path.stem: path for path in reversed(cells.notebooks(root))}, {}
+    shown = "\n".join(cell.source for cell in cells.read(by_name["index"]).cells if cell.cell_type == "markdown")
     for notebook, label in re.findall(r"figures/thumbnails/(\w+)-([\w-]+)\.png", shown):
-        path = nbs / f"{notebook}.ipynb"
-        cell = next((cell for cell in cells.read(path).cells if cell.cell_type == "code"
-                     and cells.directives(cell).get("label") == label), None) if path.exists() else None
+        within = cells.read(by_name[notebook]).cells if notebook in by_name else []
+        cell = next((cell for cell in within if cell.cell_type == "code"
+                     and cells.directives(cell).get("label") == label), None)
         outputs = cell.outputs if cell else []
         found[Path(root, "figures", "thumbnails", f"{notebook}-{label}.png")] = next(
             (source for out in outputs if (source := out.get("data", {}).get("image/png") or out.get("text"))), None)

@@ -121,7 +121,8 @@ def main(paths, skip, root):
     for path in paths or cells.notebooks(root):
         start = time.perf_counter()
         changed = execute(path, skip, root)
-        click.echo(f"{path.name:24} {time.perf_counter() - start:6.1f} s  {'written' if changed else 'as stored'}")
+        seconds, done = time.perf_counter() - start, "written" if changed else "as stored"
+        click.echo(f"{cells.name_of(path, root):30} {seconds:6.1f} s  {done}")
         sys.stdout.flush()
 
 

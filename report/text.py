@@ -21,12 +21,15 @@ from report.tree import BuildError
 
 MAX_LINES = 25    # longer cells are not printed without the tag pdf
 MAX_COLUMNS = 98  # characters of code that fit on a line
-PLACEHOLDER = b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160"><rect width="400" height="160" fill="#ddd"/></svg>'
+PLACEHOLDER = (b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160">'
+               b'<rect width="400" height="160" fill="#ddd"/></svg>')
 NAMED = ("figure", "fig"), ("table", "tbl")  # what has a number and a caption: its name, and how its label starts
 ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pytest\.raises|ExceptionExpected))")
 
-POINTERS = [  # how a notebook speaks of a figure or table beside the text; in the report, where figures float, by its number
-    (re.compile(rf"\b[Tt]he (?:{kind} below|next {kind}|following {kind})\b"), f"{label}-", 1) for kind, label in NAMED] + [
+# How a notebook speaks of a figure or table beside the text; in the report, where figures float, by its number.
+POINTERS = [
+    (re.compile(rf"\b[Tt]he (?:{kind} below|next {kind}|following {kind})\b"), f"{label}-", 1)
+    for kind, label in NAMED] + [
     (re.compile(rf"\b[Tt]he (?:{kind} above|last {kind})\b"), f"{label}-", -1) for kind, label in NAMED] + [
     (re.compile(r"\bThe figure(?= \w+s\b)"), "fig-", 0)]  # 0: the nearer one, of two equally near ones the one above
 

@@ -16,7 +16,8 @@ def digits():
 @pytest.fixture(scope="session")
 def good(tmp_path_factory, digits):
     """A folder with train.npz, val.npz, test.npz, recon.npz and, trained for one epoch, vae.pth and gmm.pkl."""
-    from vae_gmm.classifier import VAEGMM, model_id, save_gmm, save_vae
+    from vae_gmm.classifier import VAEGMM
+    from vae_gmm.model_files import model_id, save_gmm, save_vae
     from vae_gmm.training import TrainConfig
     folder = tmp_path_factory.mktemp("good")
     images, labels = digits

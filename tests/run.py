@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from report import cells  # noqa: E402
 
 
 def run(command, **kwargs):
@@ -32,7 +34,7 @@ def sync(tmp):
 
 def nbdev_test(tmp):
     """every notebook runs (one count for each)"""
-    notebooks = sorted(Path(ROOT, "nbs").glob("[!_.]*.ipynb"), key=lambda p: -p.stat().st_size)
+    notebooks = sorted(cells.notebooks(ROOT), key=lambda path: -path.stat().st_size)  # about the longest first
     env = {"OMP_NUM_THREADS": "1", **os.environ}
     command = Path(sys.executable).with_name("nbdev_test")  # as many at a time as processors, one thread each
 
@@ -40,10 +42,11 @@ def nbdev_test(tmp):
         start = time.perf_counter()
         done = run([command, "--path", notebook], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         seconds = time.perf_counter() - start
-        print(f"{notebook.name:24} {seconds:6.1f} s  {'FAILED' if done.returncode else 'passed'}", flush=True)
+        result = "failed" if done.returncode else "passed"
+        print(f"{cells.name_of(notebook, ROOT):30} {seconds:6.1f} s  {result}", flush=True)
         if done.returncode:
             print(done.stdout, flush=True)
-        return "failed" if done.returncode else "passed"
+        return result
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return Counter(pool.map(test, notebooks))

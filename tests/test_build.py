@@ -51,19 +51,23 @@ CHAPTER = module(
     md("$$\ny = x^{1/2} \\tag{1.2}\n$$\n\nThe table below has more roots."),
     code("#| label: fig-dot\n#| fig-cap: A dot, drawn with eq. (1.2).\nplot()", {"image/png": PNG}),
     code("#| label: tbl-roots\n#| tbl-cap: Some roots.\ntable()",
-         {"text/html": "<div><table><thead><tr><th>x</th><th>root</th></tr></thead><tbody><tr><td>4</td><td>2.0</td></tr>"
-                       "</tbody></table></div>"}),
+         {"text/html": "<div><table><thead><tr><th>x</th><th>root</th></tr></thead>"
+                       "<tbody><tr><td>4</td><td>2.0</td></tr></tbody></table></div>"}),
     code("x = '" + "long " * 60 + "'  # eq. (1.2)"),
     md("Bishop [@bishop2006, chap. 9] disagrees [@wilson1927]."),
     md("Nobody prints `a_very_long_name.that_goes_on(and_on)/" + "and_on_" * 12 + "` in full."),
-    md("Not for print: eq. (9.9)", "no-pdf"),
+    md("Not for print, because it is in a room: eq. (R.1)", "no-pdf"),
     md("## A section left out", "no-pdf"), md("Nor this."), md("### Nor what is below"), md("Nor that."),
     md("## A section that stays"),
     md("<details><summary>Solution</summary>It is two.</details>", "solution"),
 )
 
 
+ROOM = "In a room\n\n$$\ny = 1 \\tag{R.1}\n$$\n\nfollows from eq. (1.1) and eq. (R.1)."
+
+
 def write(path, cell_list):
+    path.parent.mkdir(parents=True, exist_ok=True)
     for i, cell in enumerate(cell_list):
         cell["id"] = f"c{i}"
     nb = new_notebook(cells=cell_list, metadata={"kernelspec": {
@@ -73,26 +77,28 @@ def write(path, cell_list):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A sound project: three notebooks, their modules, README.md and a report of one chapter."""
+    """A sound project: chapters and rooms, their modules, README.md and a report of one chapter."""
     root = tmp_path_factory.mktemp("small project")  # with a blank in its name
     for name in "settings.ini", "conftest.py", "nbval_sanitize.cfg", ".codespellrc":
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / "report", root / "report", ignore=shutil.ignore_patterns("__pycache__"))
     meta = (root / "report" / "metadata.yaml").read_text(encoding="utf-8")
-    meta = re.sub(r"^chapters:.*$", "chapters: [00_sound]", meta, flags=re.M)
+    meta = re.sub(r"^chapters:.*$", "chapters: [01_sound]", meta, flags=re.M)
     meta = re.sub(r"^abstract:.*?(?=^#)", "abstract: An accuracy of {{accuracy:.1%}}.\n\n", meta, flags=re.M | re.S)
     (root / "report" / "metadata.yaml").write_text(meta, encoding="utf-8")
     (root / "figures").mkdir()
     (root / "figures" / "results.json").write_text('{"accuracy": 0.9512}')
-    (root / "nbs").mkdir()
-    write(root / "nbs" / "00_sound.ipynb", CHAPTER)
-    write(root / "nbs" / "01_changed.ipynb", module("changed"))
-    write(root / "nbs" / "02_edited.ipynb", module("edited"))
+    write(root / "nbs" / "01_sound.ipynb", CHAPTER)
+    write(root / "nbs" / "02_changed.ipynb", module("changed"))
+    write(root / "nbs" / "rooms" / "edited.ipynb", module(
+        "edited", md(ROOM), md("[Home](../01_sound.ipynb)."), code("#| label: room\nprint('Room.')", "Room.\n")))
+    write(root / "nbs" / "rooms" / "deep" / "inner.ipynb", module("deep.inner"))
     write(root / "nbs" / "index.ipynb", [
-        md("# Small\n\nSee [the notebook](00_sound.ipynb), [data](../figures/results.json) and `[a](b)`."),
+        md("# Small\n\nSee [the notebook](01_sound.ipynb), [data](../figures/results.json) and `[a](b)`."),
         md("What roots are for.", "intro"), md("Only here.", "no-readme"), code("#| hide\nimport os"),
         code("#| echo: false\nprint('shown')", "shown\n"), code("1 + 1", {"text/plain": "2"})])
-    (root / "vae_gmm").mkdir()
+    (root / "vae_gmm" / "deep").mkdir(parents=True)
+    (root / "vae_gmm" / "deep" / "__init__.py").write_text("from .inner import root\n")
     for name, text in check.fresh_export(root).items():
         (root / "vae_gmm" / name).write_bytes(text)
     (root / "README.md").write_text(readme.render(cells.read(root / "nbs" / "index.ipynb")), encoding="utf-8")
@@ -117,34 +123,77 @@ def edit(path, old, new):
 
 def spoil(root):
     """Change a stored result in one notebook and the exported module of another."""
-    edit(root / "nbs" / "01_changed.ipynb", "1.414\\n", "1.415\\n")
+    edit(root / "nbs" / "02_changed.ipynb", "1.414\\n", "1.415\\n")
     edit(root / "vae_gmm" / "edited.py", "0.5", "0.50")
 
 
 def test_a_sound_project_passes_every_check_and_is_not_touched(project):
     before = digest(project)
-    assert [(name, problem) for name, problem in check.run(project) if problem] == []
+    results = dict(check.run(project))
+    assert {name: problem for name, problem in results.items() if problem} == {}
+    assert {"clean 01_sound.ipynb", "size rooms/deep/inner.ipynb", "export deep/inner.py", "export deep/__init__.py",
+            "equations"} <= results.keys()
     assert digest(project) == before
+
+
+def test_notebooks_are_read_chapters_first_then_rooms_then_the_index(project):
+    write(project / "nbs" / "rooms" / ".ipynb_checkpoints" / "edited.ipynb", [])
+    write(project / "nbs" / "_scratch.ipynb", [])
+    names = [cells.name_of(path, project) for path in cells.notebooks(project)]
+    assert names == ["01_sound.ipynb", "02_changed.ipynb", "rooms/edited.ipynb", "rooms/deep/inner.ipynb",
+                     "index.ipynb"]
+    assert list(map(cells.chapter, names)) == [1, 2, None, None, None]
+    fresh = check.fresh_export(project)
+    assert [check.exported_from(name, fresh) for name in names] == [
+        ["sound.py"], ["changed.py"], ["edited.py"], ["deep/inner.py"], []]
 
 
 def test_the_check_names_what_is_wrong(project):
     subprocess.run(["git", "init", "-q", "."], cwd=project, check=True)
     subprocess.run(["git", "add", "."], cwd=project, check=True)
     spoil(project)
-    edit(project / "nbs" / "00_sound.ipynb", '"execution_count": null', '"execution_count": 7')
+    edit(project / "nbs" / "01_sound.ipynb", '"execution_count": null', '"execution_count": 7')
     (project / "vae_gmm" / "orphan.py").write_text("")
+    (project / "vae_gmm" / "attic").mkdir()
+    (project / "vae_gmm" / "attic" / "__init__.py").write_text("")
+    edit(project / "vae_gmm" / "deep" / "inner.py", "0.5", "0.50")
     edit(project / "README.md", "What roots", "Wat roots")
-    write(project / "nbs" / "03_new.ipynb", [md("# New\n\nTeh [lost](lost.md) neighbor, not `color`."),
-                                                 md("$\\|x\\|$ and $ y$"),
-                                                 code("w", {"application/vnd.jupyter.widget-view+json": {}})])
+    write(project / "nbs" / "rooms" / "new.ipynb", [
+        md("# New\n\nTeh [lost](lost.md) neighbor, not `color`."), md("$\\|x\\|$ and $ y$"),
+        code("w", {"application/vnd.jupyter.widget-view+json": {}})])
     problems = {name: problem for name, problem in check.run(project) if problem}
-    assert set(problems) == {"clean 00_sound.ipynb", "export edited.py", "export orphan.py", "README.md", "links",
-                             "spelling", "British English", "known to git", "formulas", "widgets"}
-    assert r"\lVert" in problems["formulas"] and "$ y$" in problems["formulas"] and "03_new" in problems["widgets"]
+    assert set(problems) == {"clean 01_sound.ipynb", "export edited.py", "export orphan.py", "export deep/inner.py",
+                             "export attic/__init__.py", "README.md", "links", "spelling", "British English",
+                             "known to git", "formulas", "widgets"}
+    assert r"\lVert" in problems["formulas"] and "$ y$" in problems["formulas"]
+    assert "rooms/new.ipynb" in problems["widgets"]
     assert "lost.md" in problems["links"]
     assert "Teh" in problems["spelling"]
     assert "neighbor" in problems["British English"] and "color" not in problems["British English"]
-    assert "nbs/03_new.ipynb" in problems["known to git"] and "vae_gmm/orphan.py" in problems["known to git"]
+    assert "nbs/rooms/new.ipynb" in problems["known to git"] and "vae_gmm/orphan.py" in problems["known to git"]
+
+
+@pytest.mark.parametrize("name, source, problem", [
+    ("02_changed.ipynb", "$$\na \\tag{1.3}\n$$", "(1.3) is no number for 02_changed.ipynb"),
+    ("rooms/edited.ipynb", "$$\na \\tag{3.1}\n$$", "(3.1) is no number for rooms/edited.ipynb"),
+    ("rooms/deep/inner.ipynb", "$$\na \\tag{R.1}\n$$",
+     "(R.1) is already the number of an equation in rooms/edited.ipynb"),
+    ("rooms/edited.ipynb", "Eqs. (1.1), (1.2) and (1.7)", "no equation has the number (1.7)"),
+    ("rooms/edited.ipynb", "By equation (R.2)", "no equation has the number (R.2)"),
+    ("01_sound.ipynb", "See eq. (1.1). A lone (1.7) is no reference, nor is 10 (9.5) in an equation (see 9.3)", None),
+    ("01_sound.ipynb", "$$\na \\tag{1.3a}\n$$ eq. (1.3a)", None),
+])
+def test_numbers_of_equations_are_their_chapters_and_lead_somewhere(project, name, source, problem):
+    path = project / "nbs" / name
+    nb = cells.read(path)
+    nb.cells += [new_markdown_cell(source, id="wrong"), new_code_cell("pass  # eq. (1.1)", id="right")]
+    nbformat.write(nb, path)
+    (_, found), = check.check_equations(project)
+    assert found is None if problem is None else f"{name}/wrong: {problem}" in found
+    if problem and "no equation" in problem:  # in code too
+        nb.cells[-2:] = [new_code_cell(f"pass  # {source}", id="wrong")]
+        nbformat.write(nb, path)
+        assert f"{name}/wrong: {problem}" in dict(check.check_equations(project))["equations"]
 
 
 def test_nbval_fails_on_a_changed_result_and_on_an_edited_module(project):
@@ -152,17 +201,17 @@ def test_nbval_fails_on_a_changed_result_and_on_an_edited_module(project):
     out = project / "nbval.xml"
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval",
                            "--nbval-current-env", "--nbval-sanitize-with", "nbval_sanitize.cfg", f"--junitxml={out}",
-                           "nbs/01_changed.ipynb", "nbs/02_edited.ipynb"], cwd=project, capture_output=True, text=True)
+                           "nbs/02_changed.ipynb", "nbs/rooms"], cwd=project, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     failed = {(Path(case.get("classname").replace(".", "/")).name, case.get("name"))
               for case in ET.parse(out).iter("testcase") if case.find("failure") is not None}
-    assert {name for _, name in failed} == {"Cell 2", "Cell 3"} and len(failed) == 2  # the result; the last cell
+    assert {name for _, name in failed} == {"Cell 2", "Cell 4"} and len(failed) == 2  # the result; the last cell
     assert "edited.py is not what its notebook exports" in done.stdout
-    assert ET.parse(out).getroot()[0].get("tests") == "8"
+    assert ET.parse(out).getroot()[0].get("tests") == "13"
 
 
 def test_execution_stores_the_same_bytes_again_and_a_failure_stores_nothing(project):
-    path = project / "nbs" / "00_run.ipynb"
+    path = project / "nbs" / "09_run.ipynb"
     write(path, [code("import sys, warnings\nprint('a'); print('b', file=sys.stderr); print('c')"),
                  code("#| eval: false\nraise SystemExit", "kept\n"), code("#| slow\n2 * 3"), code("object()")])
 
@@ -183,13 +232,13 @@ def test_execution_stores_the_same_bytes_again_and_a_failure_stores_nothing(proj
     before = path.read_bytes()
     done = run()
     assert done.returncode == 1 and path.read_bytes() == before
-    assert "00_run.ipynb: cell 4 (id wrong)" in done.stderr
+    assert "09_run.ipynb: cell 4 (id wrong)" in done.stderr
     assert "1 / x" in done.stderr and "ZeroDivisionError" in done.stderr
 
 
 def test_the_readme_is_the_index_without_its_plumbing(original):
     text = (original / "README.md").read_text(encoding="utf-8")
-    assert "[the notebook](nbs/00_sound.ipynb)" in text and "[data](figures/results.json)" in text
+    assert "[the notebook](nbs/01_sound.ipynb)" in text and "[data](figures/results.json)" in text
     assert "`[a](b)`" in text and "What roots are for." in text
     assert "Only here." not in text and "import os" not in text
     assert "```text\nshown\n```" in text and "print(" not in text and "```python\n1 + 1\n```\n\n```text\n2\n```" in text
@@ -201,16 +250,18 @@ def test_the_readme_shows_small_pictures_of_what_is_stored(project):
     def pictures():
         return {name.split()[1]: problem for name, problem in check.check_readme(project) if name.startswith("picture")}
 
-    edit(project / "nbs" / "index.ipynb", "Only here.", "![](../figures/thumbnails/00_sound-fig-dot.png) "
+    edit(project / "nbs" / "index.ipynb", "Only here.", "![](../figures/thumbnails/01_sound-fig-dot.png) "
+                                                        "![](../figures/thumbnails/edited-room.png) "
                                                         "![](../figures/thumbnails/index-said.png)")
     edit(project / "nbs" / "index.ipynb", "#| echo: false", "#| label: said")
-    dot, said = "00_sound-fig-dot.png", "index-said.png"
-    assert all("run make readme" in problem for problem in pictures().values()) and set(pictures()) == {dot, said}
+    dot, room, said = "01_sound-fig-dot.png", "edited-room.png", "index-said.png"
+    assert all("run make readme" in problem for problem in pictures().values())
+    assert set(pictures()) == {dot, room, said}
     readme.main(["--root", str(project)], standalone_mode=False)
-    assert pictures() == {dot: None, said: None}
+    assert pictures() == {dot: None, room: None, said: None}
     with Image.open(project / "figures" / "thumbnails" / said) as picture:
         assert np.asarray(picture.convert("L")).min() < 100  # something is written there
-    edit(project / "nbs" / "00_sound.ipynb", PNG, PNG.replace("AAAADUlE", "AAAAEUlE"))
+    edit(project / "nbs" / "01_sound.ipynb", PNG, PNG.replace("AAAADUlE", "AAAAEUlE"))
     assert "run make readme" in pictures()[dot] and pictures()[said] is None
     edit(project / "nbs" / "index.ipynb", "index-said", "index-unsaid")
     with pytest.raises(ClickException, match="index-unsaid.png"):
@@ -219,7 +270,8 @@ def test_the_readme_shows_small_pictures_of_what_is_stored(project):
 
 @pytest.mark.parametrize("text, problems", [
     (r"$$\begin{aligned} a &= b \end{aligned}$$ and $x$, $y$ and `$ x$`", 0),
-    (r"$$\begin{align} a &= b \end{align}$$", 1), (r"$\operatorname*{arg\,max}$", 1), (r"$\operatorname{KL}$", 1), (r"$\mathrm{KL}$", 0), (r"$\|x\|$", 1), ("$ x$", 1)])
+    (r"$$\begin{align} a &= b \end{align}$$", 1), (r"$\operatorname*{arg\,max}$", 1),
+    (r"$\operatorname{KL}$", 1), (r"$\mathrm{KL}$", 0), (r"$\|x\|$", 1), ("$ x$", 1)])
 def test_formulas_that_github_does_not_show_are_found(text, problems):
     assert len(list(check.unshown_formulas(text))) == problems
 
@@ -227,7 +279,8 @@ def test_formulas_that_github_does_not_show_are_found(text, problems):
 def pages(source, ppi=36):
     """The pages of a Typst source folder as arrays of grey values."""
     done = typst.compile(str(source / "report.typ"), root=str(source), format="png", ppi=ppi, ignore_system_fonts=True)
-    return [np.asarray(Image.open(io.BytesIO(page)).convert("L")) for page in (done if isinstance(done, list) else [done])]
+    done = done if isinstance(done, list) else [done]
+    return [np.asarray(Image.open(io.BytesIO(page)).convert("L")) for page in done]
 
 
 def assert_margins_blank(page_list, width=0.08):
@@ -247,7 +300,7 @@ def test_the_report_has_its_parts_and_the_same_bytes_again(project):
     assert "What roots are for." in text and "= The sound module" in text and "A line about it." in text
     assert "#ref(<tbl-roots>) has more roots." in text
     assert "#ref(<fig-dot>) is a dot." in text  # numbered, and the colon before code that is not printed has gone
-    assert "A dot, drawn with eq." in text and 'picture("00_sound-dot.png", "A dot, drawn with eq. (1.2).")' in text
+    assert "A dot, drawn with eq." in text and 'picture("01_sound-dot.png", "A dot, drawn with eq. (1.2).")' in text
     assert "Some roots." in text and "<tbl-roots>" in text
     assert "return x ** 0.5  # eq. (1.1)" in text
     assert "A section that stays" in text
@@ -286,14 +339,14 @@ def test_the_report_is_one_html_file_too(project):
     (md("A formula $\\undefined{x}{$ that is none: $\\frac{1}{$"), "cannot be set"),
 ])
 def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, cell, message):
-    path = project / "nbs" / "00_sound.ipynb"
+    path = project / "nbs" / "01_sound.ipynb"
     nb = cells.read(path)
     cell["id"] = "wrong"
     nb.cells.append(cell)
     nbformat.write(nb, path)
     with pytest.raises(BuildError) as error:
         build.typst_source(build.read_metadata(project), project, tmp_path)
-    assert "00_sound.ipynb cell wrong" in error.value.message and message in error.value.message
+    assert "01_sound.ipynb cell wrong" in error.value.message and message in error.value.message
 
 
 @pytest.mark.parametrize("tex, typst_text", [

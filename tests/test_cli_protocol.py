@@ -1,4 +1,5 @@
-"""The course's three lines as a grading program runs them, and what else a process shows: signals, pipes, completion."""
+"""The course's three lines as a grading program runs them; and what else a process shows: signals, pipes, completion.
+"""
 import ast
 import os
 import re
@@ -84,7 +85,8 @@ def test_classifier(course):
     assert list(values) == METRICS
     assert values["accuracy"] == values["f1_micro"] == pytest.approx(np.mean(predicted == labels), abs=1e-6)
     table = [list(map(int, line.split())) for line in out.splitlines() if re.fullmatch(r"[\d ]+", line)]
-    assert table == [[1, 4, 8]] + [[t, *(int(((labels == t) & (predicted == p)).sum()) for p in (1, 4, 8))] for t in (1, 4, 8)]
+    counts = [[t, *(int(((labels == t) & (predicted == p)).sum()) for p in (1, 4, 8))] for t in (1, 4, 8)]
+    assert table == [[1, 4, 8], *counts]
 
     with np.load(folder / "TEST.npz") as file:  # without labels, and each image as a row: the same answers
         np.savez(folder / "bare.npz", data=file["data"].reshape(-1, 784))
@@ -115,7 +117,8 @@ def test_no_label_touches_the_network(course):
     with np.load(folder / "TRAIN.npz") as train, np.load(folder / "VAL.npz") as val:
         np.savez(folder / "labelled.npz", data=train["data"], labels=np.array([{"not": "read"}]))
         np.savez(folder / "renamed.npz", data=val["data"], labels=val["labels"] + 10)
-    code, _, err = run(folder, *"train labelled.npz renamed.npz --model again.pth --gmm again.pkl --epochs 2 --quiet".split())
+    words = "train labelled.npz renamed.npz --model again.pth --gmm again.pkl --epochs 2 --quiet"
+    code, _, err = run(folder, *words.split())
     assert (code, err) == (0, "")
     assert (folder / "again.pth").read_bytes() == (folder / "vae.pth").read_bytes()
     code, out, _ = run(folder, *"test_classifier TEST.npz --model again.pth --gmm again.pkl --quiet".split())
@@ -126,27 +129,30 @@ def test_no_label_touches_the_network(course):
 
 
 def test_ten_digits_one_label_each_few_images_little_time(tmp_path):
-    """Fewer images than a batch, one labelled image of each of ten digits, and a time budget that ends it after one epoch."""
+    """Fewer images than a batch, one labelled image of each of ten digits, a time budget that ends after one epoch."""
     from vae_gmm.data import embedded_digits
     images, labels = embedded_digits()
     first = np.array([np.flatnonzero(labels == d)[0] for d in range(10)])
     np.savez(tmp_path / "train.npz", data=images[first + 1])
     np.savez(tmp_path / "val.npz", data=images[first], labels=labels[first].astype(np.uint8))
-    code, out, err = run(tmp_path, *"train train.npz val.npz --max-minutes 1e-6 --batch-size 500 --latent-dim 3 --recipe course".split())
+    words = "train train.npz val.npz --max-minutes 1e-6 --batch-size 500 --latent-dim 3 --recipe course"
+    code, out, err = run(tmp_path, *words.split())
     assert code == 0 and out.startswith("Trained for 1 epoch (time budget"), err
     assert "\n110 components" in out  # one a digit in each of eleven solutions
-    assert run(tmp_path, "info", "gmm_params.pkl")[1].startswith("gmm_params.pkl: mixture of 110 components in 3 dimensions")
+    _, out, _ = run(tmp_path, "info", "gmm_params.pkl")
+    assert out.startswith("gmm_params.pkl: mixture of 110 components in 3 dimensions")
     np.savez(tmp_path / "black.npz", data=np.zeros((5, 28, 28), np.uint8))  # nothing to see is no reason to fail
-    code, out, err = run(tmp_path, *"train black.npz val.npz --keep-labels 3,5 --epochs 1 --dropout 0 --model b.pth --gmm b.pkl --quiet".split())
+    words = "train black.npz val.npz --keep-labels 3,5 --epochs 1 --dropout 0 --model b.pth --gmm b.pkl --quiet"
+    code, out, err = run(tmp_path, *words.split())
     assert code == 0, err
-    from vae_gmm.classifier import load_vae
+    from vae_gmm.model_files import load_vae
     assert load_vae(tmp_path / "b.pth").dropout == 0
 
 
 def stop_in_training(folder, number, *options):
-    """Start a long training in `folder`, send a signal after its first epoch: (exit code, standard output and error)."""
-    process = start(folder, *"train TRAIN.npz VAL.npz --model new.pth --gmm gmm_params.pkl --epochs 9999".split(), *options,
-                    preexec_fn=ctrl_c_works)
+    """Start a long training in `folder`, send a signal after its first epoch: (exit code, standard output, error)."""
+    words = "train TRAIN.npz VAL.npz --model new.pth --gmm gmm_params.pkl --epochs 9999"
+    process = start(folder, *words.split(), *options, preexec_fn=ctrl_c_works)
     first = process.stderr.readline()
     process.send_signal(number)
     out, err = process.communicate(timeout=SECONDS)
@@ -178,7 +184,8 @@ def test_interrupted_before_there_is_anything_to_keep(tmp_path):
         history_ = History(stopped="interrupted")
         def fit_vae(self, images, **options): pass
 
-    with pytest.raises(ClickException, match="after 0 epochs; no model was written .nor a checkpoint, which follows each epoch"):
+    said = "after 0 epochs; no model was written .nor a checkpoint, which follows each epoch"
+    with pytest.raises(ClickException, match=said):
         train_network(Interrupted(), None, tmp_path / "state", quiet=True)
 
 
@@ -189,7 +196,8 @@ def test_interrupted_while_a_module_is_loaded(tmp_path):
                                          "@commands.command()\n"
                                          "def stop(): exec('raise KeyboardInterrupt')\n"
                                          "commands(['stop'])\n")
-    done = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True, env=environment())
+    done = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True,
+                          env=environment())
     assert (done.returncode, done.stdout, done.stderr.strip()) == (1, "", "Error: interrupted")
 
 
@@ -200,11 +208,12 @@ def test_going_on_from_a_checkpoint(course):
     done = len(err.splitlines()) - 1
     code, out, _ = run(folder, "info", "state")
     assert code == 0 and out.startswith(f"state: checkpoint after {done} of 9999 epochs")
-    code, out, err = run(folder, *"train TRAIN.npz VAL.npz --model new.pth --gmm new.pkl --epochs 9999 --max-minutes 0.02 --checkpoint state".split())
+    words = "train TRAIN.npz VAL.npz --model new.pth --gmm new.pkl --epochs 9999 --max-minutes 0.02 --checkpoint state"
+    code, out, err = run(folder, *words.split())
     epochs = [int(line.split()[1]) for line in err.splitlines()]
     assert code == 0 and epochs == list(range(done + 1, done + 1 + len(epochs)))  # none, where a second is soon over
     assert re.match(rf"Trained for {done + len(epochs)} epochs? \(time budget", out)
-    with safe_open(folder / "state", "np") as state, safe_open(folder / "new.pth", "np") as network:  # it is the best so far
+    with safe_open(folder / "state", "np") as state, safe_open(folder / "new.pth", "np") as network:  # the best so far
         for name in network.keys():
             np.testing.assert_array_equal(network.get_tensor(name), state.get_tensor(f"best.{name}"))
     code, _, err = run(folder, *"train TRAIN.npz VAL.npz --epochs 5 --checkpoint state --quiet".split())
@@ -222,11 +231,12 @@ def test_reader_gone(course):
 
 
 def test_closed_streams(course, tmp_path):
-    """Started without standard error, or without any stream, a command does its work; no file takes a stream's place."""
+    """Without standard error, or without any stream, a command does its work; no file takes a stream's place."""
     folder, _, _ = course
     options = dict(stdin=None, stdout=None, stderr=None)
     words = [*"train TRAIN.npz VAL.npz --epochs 1 --out-dir".split(), tmp_path]
-    code, _, _ = run(folder, *words, **options, preexec_fn=lambda: (os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.close(2)))
+    code, _, _ = run(folder, *words, **options,
+                     preexec_fn=lambda: (os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.close(2)))
     assert code == 0
     VAEGMM.from_files(tmp_path / "vae.pth", tmp_path / "gmm_params.pkl")
     words = [*"test_classifier TEST.npz --out-dir".split(), tmp_path]
@@ -237,11 +247,12 @@ def test_closed_streams(course, tmp_path):
 def test_current_folder_deleted(tmp_path):
     (tmp_path / "gone").mkdir()
     code, out, err = run(tmp_path / "gone", "data", preexec_fn=lambda: os.rmdir(tmp_path / "gone"))
-    assert (code, out, err) == (1, "", "Error: the current folder is no longer there; expected to be started in one that is\n")
+    said = "Error: the current folder is no longer there; expected to be started in one that is\n"
+    assert (code, out, err) == (1, "", said)
 
 
 def test_symbolic_links(course, tmp_path):
-    """A link is no way around the guard of the inputs; under the name of an output, the link is replaced, not what it leads to."""
+    """A link is no way around the guard of the inputs; in an output's place, the link is replaced, not its target."""
     folder, _, _ = course
     for name in ("TEST.npz", "vae.pth", "gmm_params.pkl"):
         (tmp_path / name).symlink_to(folder / name)
@@ -257,15 +268,17 @@ def test_symbolic_links(course, tmp_path):
 
 
 def test_one_set_of_images_in_many_forms(digits, tmp_path):
-    """Types, byte and memory order, compression and a member too many make no difference; nor does a name that looks like an option."""
+    """Types, byte and memory order, compression, a member too many make no difference; nor a name like an option's."""
     import io
     import zipfile
     from vae_gmm.data import load_npz
     images, labels = (array[:20] for array in digits)
-    forms = dict(fortran=np.asfortranarray(images), big=images.astype(">u2"), wide=images.astype(np.int64), flat=images.reshape(-1, 784))
+    forms = dict(fortran=np.asfortranarray(images), big=images.astype(">u2"), wide=images.astype(np.int64),
+                 flat=images.reshape(-1, 784))
     for name, form in forms.items():
         np.savez(tmp_path / name, data=form, labels=labels.astype(">i4"))
-    np.savez_compressed(tmp_path / "more", data=images, labels=labels.astype(np.uint8), more=np.array([{"not": "read"}]))
+    np.savez_compressed(tmp_path / "more", data=images, labels=labels.astype(np.uint8),
+                        more=np.array([{"not": "read"}]))
     for name, method in (("bzip2", zipfile.ZIP_BZIP2), ("lzma", zipfile.ZIP_LZMA)):
         with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", method) as archive:
             for key, array in (("data", images), ("labels", labels)):
@@ -287,7 +300,7 @@ def test_many_labels(tmp_path):
     code, out, _ = run(tmp_path, "info", "many.npz")
     assert code == 0 and out.splitlines()[2].endswith("1 x 18, 1 x 19, ...")
     code, _, err = run(tmp_path, "test_classifier", "many.npz", "--keep-labels", "-1")
-    assert code == 1 and err.endswith("its labels are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, ...\n")
+    assert code == 1 and err.endswith(f"its labels are {', '.join(map(str, range(20)))}, ...\n")
 
 
 WRITE_ON = """
@@ -303,18 +316,20 @@ for _ in range(300):  # far longer than it is left to live
 
 
 def test_killed_while_writing(course, tmp_path):
-    """A process that writes two classifiers in turn under one name, killed at 12 random moments: each file is one of the two."""
+    """Two classifiers, written in turn under one name, killed at 12 random moments: each file is one of the two."""
     folder, _, _ = course
     (tmp_path / "a.pth").write_bytes((folder / "vae.pth").read_bytes())
     (tmp_path / "a.pkl").write_bytes((folder / "gmm_params.pkl").read_bytes())
-    code, _, err = run(folder, *"train TRAIN.npz VAL.npz --epochs 1 --seed 1 --quiet --model b.pth --gmm b.pkl --out-dir".split(), tmp_path)
+    words = "train TRAIN.npz VAL.npz --epochs 1 --seed 1 --quiet --model b.pth --gmm b.pkl --out-dir"
+    code, _, err = run(folder, *words.split(), tmp_path)
     assert code == 0, err
     good = {end: [(tmp_path / f"{name}.{end}").read_bytes() for name in "ab"] for end in ("pth", "pkl")}
     for end in good:
         (tmp_path / f"out.{end}").write_bytes(good[end][0])
     rng, halves = np.random.default_rng(0), 0
     for _ in range(12):
-        process = subprocess.Popen([sys.executable, "-c", WRITE_ON], cwd=tmp_path, stdout=subprocess.PIPE, env=environment())
+        process = subprocess.Popen([sys.executable, "-c", WRITE_ON], cwd=tmp_path, stdout=subprocess.PIPE,
+                                   env=environment())
         process.stdout.readline()
         while not list(tmp_path.glob(".out.*.part")) and process.poll() is None:
             time.sleep(0.001)
@@ -340,10 +355,12 @@ def test_info(course, tmp_path):
     kinds = {
         folder / "VAL.npz": r"images\n  data: \(15, 28, 28\) uint8\n  labels: 5 x 1, 5 x 4, 5 x 8",
         folder / "TRAIN.npz": r"images\n  data: \(60, 28, 28\) uint8\n  labels: none",
-        folder / "vae_reconstructed.npz": r"images as fractions, such as test_reconstruction writes\n  data: \(10, 28, 28\) float32",
+        folder / "vae_reconstructed.npz": r"images as fractions, such as test_reconstruction writes\n"
+                                          r"  data: \(10, 28, 28\) float32",
         folder / "vae.pth": r"network with 2 latent dimensions and ([\d,]+) parameters\n  name: \w+\n"
                             r"  architecture: .+\n  pixels: .+\n  written by vae_gmm \d",
-        folder / "gmm_params.pkl": r"mixture of \d+ components? in 2 dimensions\n  labels: .*\n  belongs to the network \w+",
+        folder / "gmm_params.pkl": r"mixture of \d+ components? in 2 dimensions\n  labels: .*\n"
+                                   r"  belongs to the network \w+",
         folder / "vae.csv": r"predictions of test_classifier for 50 images\n  labels: \d+ x",
         tmp_path / "state": r"checkpoint after 1 of 1 epochs, best 1\n  settings: epochs=1, ",
         tmp_path / "config.json": r"settings of a classifier\n  training: epochs=\d+, .*\n  mixture: ",
@@ -363,7 +380,8 @@ def test_files_of_the_package_and_of_torch(course, tmp_path):
     expected = predictions(folder)
     clf = VAEGMM.from_files(folder / "vae.pth", folder / "gmm_params.pkl")
     clf.save(tmp_path)
-    torch.save({name.replace("logvar", "log_sigma"): v for name, v in clf.vae_.state_dict().items()}, tmp_path / "course.pth")
+    torch.save({name.replace("logvar", "log_sigma"): v for name, v in clf.vae_.state_dict().items()},
+               tmp_path / "course.pth")
     for model, gmm in (("vae.safetensors", "gmm.npz"), ("course.pth", "gmm.npz")):
         code, _, err = run(tmp_path, "test_classifier", folder / "TEST.npz", "--model", model, "--gmm", gmm, "--quiet")
         assert code == 0, err
@@ -379,7 +397,8 @@ def test_trained_on_a_gpu_used_on_a_cpu(course, tmp_path):
     labels = {}
     for device in ("cuda", "cpu"):
         words = f"test_classifier TEST.npz --quiet --device {device} --model".split()
-        code, _, err = run(folder, *words, tmp_path / "vae.pth", "--gmm", tmp_path / "gmm_params.pkl", "--out-dir", tmp_path)
+        code, _, err = run(folder, *words, tmp_path / "vae.pth", "--gmm", tmp_path / "gmm_params.pkl", "--out-dir",
+                           tmp_path)
         assert code == 0, err
         labels[device] = predictions(tmp_path)
     assert np.mean(labels["cuda"] == labels["cpu"]) >= 0.98  # an image on the border may fall on either side
@@ -388,15 +407,16 @@ def test_trained_on_a_gpu_used_on_a_cpu(course, tmp_path):
 def test_help_is_quick():
     """--help and mistakes in the words are answered without loading what computes."""
     code = ("import sys; from vae_gmm.cli import vae_gmm\n"
+            "heavy = {'torch', 'sklearn', 'scipy', 'numpy', 'matplotlib'}\n"
             "try: vae_gmm(sys.argv[1:])\n"
-            "finally: print(*sorted({'torch', 'sklearn', 'scipy', 'numpy', 'matplotlib'} & set(sys.modules)), 'loaded')")
+            "finally: print(*sorted(heavy & set(sys.modules)), 'loaded')")
     for words, exit_code in ((["--help"], 0), (["train", "--help"], 0), (["--version"], 0), ([], 0), (["train"], 2)):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment())
         assert done.returncode == exit_code and done.stdout.splitlines()[-1] == "loaded"
 
 
 def test_help_names_every_command(tmp_path):
-    """So does the answer to a misspelt one, wherever it stands; each command's own help says something about each option."""
+    """So does the answer to a misspelt one, wherever it stands; each command's own help says what each option does."""
     from vae_gmm.cli import vae_gmm
     _, out, _ = run(tmp_path, "--help")
     for name in ("data", "train", "test_reconstruction", "test_classifier", "info"):

@@ -1,8 +1,9 @@
-"""10,000 damaged files through the loaders: each gives a result or an `InputError`, soon, in little memory, and runs nothing.
+"""10,000 damaged files through the loaders: each gives a result or an `InputError`, soon, in little memory.
 
-The files are small good ones with a few changes: bits turned over, bytes replaced, pieces cut out, doubled or moved,
-numbers in headers exchanged. Half of the npz files are damaged as they are, where the checksum usually notices; in the
-other half an array is damaged and the archive around it made anew. The random numbers are seeded.
+Nothing in them runs. The files are small good ones with a few changes: bits turned over, bytes replaced, pieces cut
+out, doubled or moved, numbers in headers exchanged. Half of the npz files are damaged as they are, where the checksum
+usually notices; in the other half an array is damaged and the archive around it made anew. The random
+numbers are seeded.
 """
 import io
 import json
@@ -18,21 +19,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_gmm.cli import describe
-from vae_gmm.classifier import load_gmm, load_vae, read_settings, save_gmm, save_vae
-from vae_gmm.data import InputError, load_npz, read_npz
-from vae_gmm.gmm import GaussianMixture
-from vae_gmm.training import CHECKPOINT_FORMAT, TrainConfig
+from vae_gmm.checkpoint import CHECKPOINT_FORMAT
+from vae_gmm.classifier import read_settings
+from vae_gmm.data import load_npz
+from vae_gmm.files import InputError, read_npz
+from vae_gmm.info import describe
+from vae_gmm.mixture.estimator import GaussianMixture
+from vae_gmm.model_files import load_gmm, load_vae, save_gmm, save_vae
+from vae_gmm.training import TrainConfig
 from vae_gmm.vae import VAE
 
-COUNTS = dict(images=1250, mixture=1000, network=2000, checkpoint=1000, settings=200)  # of damaged files in each run of a test
+# of damaged files in each run of a test
+COUNTS = dict(images=1250, mixture=1000, network=2000, checkpoint=1000, settings=200)
 EDGES = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF]
 seen_events = []
 
 
 def watch(event, args):
     """Note what a file that runs code would have to do; a hook cannot be removed, so it only watches while asked."""
-    if watch.on and event in ("pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"):
+    if watch.on and event in ("pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn",
+                              "os.fork", "socket.connect"):
         seen_events.append((event, str(args)[:100]))
 
 
@@ -68,7 +74,8 @@ def damaged(good, rng):
             numbers = list(re.finditer(rb"\d+", bytes(bad)))
             if numbers:
                 found = numbers[rng.integers(len(numbers))]
-                bad[slice(*found.span())] = str(rng.choice([-1, 0, 1, 7, 28, 784, 10**6, 10**12, 2**31, 2**62])).encode()
+                others = [-1, 0, 1, 7, 28, 784, 10**6, 10**12, 2**31, 2**62]
+                bad[slice(*found.span())] = str(rng.choice(others)).encode()
     return bytes(bad)
 
 
@@ -117,7 +124,7 @@ def limits(memory):
 
 
 def fuzz(loaders, good, n, change, path, seed):
-    """Damage `good` n times and load it; returns how many were loaded and the errors' texts without names and numbers."""
+    """Damage `good` n times and load it: how many were loaded, and the errors' texts without names and numbers."""
     rng, loaded, sentences = np.random.default_rng(seed), 0, set()
     for load in loaders:  # what they import and set up is not the file's doing
         path.write_bytes(good)
@@ -160,7 +167,8 @@ def mixture(tmp_path):
 @pytest.mark.parametrize("change", [damaged, damaged_inside])
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_images(images, tmp_path, write, change):
-    loaded, sentences = fuzz([load_npz, describe], npz_bytes(write, **images), COUNTS["images"], change, tmp_path / "a", 1)
+    good = npz_bytes(write, **images)
+    loaded, sentences = fuzz([load_npz, describe], good, COUNTS["images"], change, tmp_path / "a", 1)
     assert loaded and len(sentences) > 5  # the changes are neither too coarse nor too fine
 
 
@@ -182,8 +190,10 @@ def test_network(tmp_path):
 
 def test_checkpoint(tmp_path):
     from dataclasses import asdict
-    meta = dict(format=CHECKPOINT_FORMAT, config=asdict(TrainConfig()), history=dict(rows=[{}], best_epoch=1, stopped=""))
-    good = safetensors_bytes({"__metadata__": {"vae_gmm": json.dumps(meta)}, "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
+    meta = dict(format=CHECKPOINT_FORMAT, config=asdict(TrainConfig()),
+                history=dict(rows=[{}], best_epoch=1, stopped=""))
+    good = safetensors_bytes({"__metadata__": {"vae_gmm": json.dumps(meta)},
+                              "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
     loaded, _ = fuzz([describe, load_vae], good, COUNTS["checkpoint"], damaged, tmp_path / "a", 4)
     assert loaded
 
@@ -270,7 +280,8 @@ def test_memory_for_declared_sizes(tmp_path):
         archive.writestr("data.npy", b"\x93NUMPY\x02\x00" + (10**8).to_bytes(4, "little") + b" " * 10**8)
     tensor = safetensors_bytes({"x": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}})
     path = tmp_path / "a"
-    for file, load in ((small.getvalue(), load_npz), (header.getvalue(), load_npz), (header.getvalue(), describe), (tensor, load_vae)):
+    for file, load in ((small.getvalue(), load_npz), (header.getvalue(), load_npz), (header.getvalue(), describe),
+                       (tensor, load_vae)):
         path.write_bytes(file)
         tracemalloc.start()
         with pytest.raises(InputError):

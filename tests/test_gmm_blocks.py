@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from vae_gmm.gmm import GaussianMixture
+from vae_gmm.mixture import GaussianMixture
 
 KINDS = ("full", "tied", "diag", "spherical")
 rng = np.random.default_rng(0)
@@ -71,7 +71,7 @@ def test_bad_blocks():
 SCRIPT = r"""
 import json, re, sys, warnings
 import numpy as np
-from vae_gmm.gmm import GaussianMixture
+from vae_gmm.mixture import GaussianMixture
 path, n, D = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 part = np.random.default_rng(0).standard_normal((100_000, D))
 part[::3] += 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
-from vae_gmm.gmm import GaussianMixture
+from vae_gmm.mixture import GaussianMixture
 
 KINDS = ("full", "tied", "diag", "spherical")
 INITS = ("kmeans", "k-means++", "random", "random_from_data")

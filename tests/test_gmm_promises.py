@@ -7,7 +7,7 @@ import sklearn.mixture
 import threadpoolctl
 from sklearn.exceptions import ConvergenceWarning
 
-from vae_gmm.gmm import GaussianMixture, fit_best
+from vae_gmm.mixture import GaussianMixture, fit_best
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 KINDS = ("full", "tied", "diag", "spherical")

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from vae_gmm.gmm import GaussianMixture
+from vae_gmm.mixture import GaussianMixture
 
 HELPER = "calls scikit-learn's private function {} and no estimator"
 LEFT_OUT = {

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from vae_gmm.gmm import GaussianMixture
+from vae_gmm.mixture import GaussianMixture
 
 torch = pytest.importorskip("torch")
 KINDS = ("full", "tied", "diag", "spherical")

@@ -91,7 +91,8 @@ def test_code_unfolds_and_equations_are_set(page, report):
     assert not page.value("code.querySelector('pre').checkVisibility()")
     page.value("code.querySelector('summary').click()")
     assert page.value("code.querySelector('pre').checkVisibility()")
-    heights = page.value("[...document.querySelectorAll('math')].slice(0, 200).map(m => m.getBoundingClientRect().height)")
+    heights = page.value("[...document.querySelectorAll('math')].slice(0, 200)"
+                         ".map(m => m.getBoundingClientRect().height)")
     assert len(heights) == 200 and min(heights) > 5
     assert page.value("[...document.fonts].map(f => f.family + ' ' + f.status)") == ["Formulas loaded"]
     big = page.value("document.querySelector('math[display=block] munderover mo').getBoundingClientRect().height")

@@ -36,7 +36,8 @@ def fit(folder, **options):
     torch.manual_seed(0)
     model = VAE()
     config = TrainConfig(**{**SETTINGS, **options.pop("settings", {})})
-    return model, fit_vae(model, *images(), config, checkpoint=Path(folder, "run.safetensors"), progress=False, **options)
+    path = Path(folder, "run.safetensors")
+    return model, fit_vae(model, *images(), config, checkpoint=path, progress=False, **options)
 
 
 def child(folder):
@@ -73,11 +74,12 @@ def test_killed_and_resumed_is_the_undisturbed_run(tmp_path):
         seen.append(kill_somewhere(tmp_path / "killed", rng))
         half_written += len(list((tmp_path / "killed").glob(".*.part")))
     assert start(tmp_path / "killed").wait() == 0 == undisturbed.wait()
-    print(f"{KILLS} kills, after epochs {seen} of {SETTINGS['epochs']}, {half_written} of them while a checkpoint was written")
+    print(f"{KILLS} kills, after epochs {seen} of {SETTINGS['epochs']}, {half_written} in the middle of a checkpoint")
     assert seen == sorted(set(seen))  # each run went on from the last one
     for name in ("history.json", "weights.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert {p.name for p in (tmp_path / "killed").iterdir()} == {"run.safetensors", "history.json", "weights.safetensors"}
+    left = {p.name for p in (tmp_path / "killed").iterdir()}
+    assert left == {"run.safetensors", "history.json", "weights.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +104,10 @@ def foreign(tmp_path):
     (lambda good: foreign(good), "not a training checkpoint"),
     (lambda good: good.replace(b'optimizer.3.exp_avg"', b'optimizer.3.exp_bvg"'), "damaged checkpoint"),
     (lambda good: good.replace(b'rng.cpu"', b'rng.cpv"'), "damaged checkpoint"),
-], ids=["last byte gone", "half the header", "seven bytes", "empty", "pickle", "another program's", "a moment renamed", "no random state"])
+], ids=["last byte gone", "half the header", "seven bytes", "empty", "pickle", "another program's", "a moment renamed",
+        "no random state"])
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_left_alone(tmp_path, one_epoch, damage, complaint):
-    from vae_gmm.data import InputError
+    from vae_gmm.files import InputError
     path, bad = tmp_path / "run.safetensors", damage(one_epoch)
     path.write_bytes(bad)
     with pytest.raises(InputError, match=complaint) as err:
@@ -115,7 +118,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_left_alone(tmp_path, one
 
 @contextmanager
 def no_file_above(size):
-    """Within the block this process cannot write files larger than `size` bytes: the system refuses, as on a full disk."""
+    """Within the block this process cannot write files larger than `size` bytes: refused, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -125,7 +128,7 @@ def no_file_above(size):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
-    from vae_gmm.data import InputError
+    from vae_gmm.files import InputError
     path, two = tmp_path / "run.safetensors", {"epochs": 2}
     whole, _ = fit(tmp_path, settings=two)
     path.unlink()

@@ -1,5 +1,5 @@
 """`python -m vae_gmm` runs the command line of cli.py."""
-from vae_gmm.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

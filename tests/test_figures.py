@@ -1,0 +1,212 @@
+"""The plots of vae_gmm.figures: edge cases, what they refuse, what they leave alone, and the size of the files."""
+import warnings
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vae_gmm import figures
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, size=(30, 28, 28), dtype=np.uint8)
+DIGIT = np.array([1, 4, 8])[np.arange(30) % 3]
+MEANS = np.array([[-2.0, -0.5], [1.2, 1.4], [0.8, -1.6]])
+COVARIANCES = np.array([[[0.15, 0.1], [0.1, 0.9]], [[0.7, -0.3], [-0.3, 0.5]], [[0.5, 0.2], [0.2, 0.4]]])
+Z = MEANS[np.arange(30) % 3] + RNG.normal(scale=0.5, size=(30, 2))
+HISTORY = pd.DataFrame({"epoch": range(1, 6), "lr": 1e-3, **{f"{part}_{term}": np.array([5.0, 4, 3, 1, 2]) + shift
+                        for part, shift in (("train", 0), ("val", 1)) for term in ("loss", "reconstruction", "kl")}})
+STEP = (np.full(3, 1 / 3), MEANS, COVARIANCES)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def sheet(fig):
+    "The one picture of a figure, as an array."
+    return np.asarray(fig.axes[0].images[0].get_array())
+
+
+@pytest.mark.parametrize("shape", [(30, 28, 28), (30, 784), (30, 1, 28, 28)])
+@pytest.mark.parametrize("form", [lambda a: a, lambda a: a.astype(int), lambda a: a / 255,
+                                  lambda a: (a / 255).astype(np.float32), torch.as_tensor,
+                                  lambda a: torch.as_tensor(a) / 255])
+def test_every_usual_form_of_an_image(shape, form):
+    given = form(IMAGES.reshape(shape))
+    fig = figures.digit_grid(given, columns=6)
+    assert np.allclose(sheet(fig)[31:59, 31:59], IMAGES[7] / 255)
+    assert figures.similarity(given, given).to_numpy() == pytest.approx(1)
+
+
+def test_tensors_and_arrays_draw_the_same():
+    tensors = [tuple(torch.as_tensor(p) for p in STEP)] * 3
+    for draw in (lambda t: figures.latent_scatter(t(Z), t(DIGIT), t(MEANS), t(COVARIANCES), t(DIGIT[:3])),
+                 lambda t: figures.misclassified(t(IMAGES), t(DIGIT), t(DIGIT[::-1].copy()), t(Z)),
+                 lambda t: figures.em_steps(t(Z), tensors if t is torch.as_tensor else [STEP] * 3,
+                                            [t(np.array(-3.0))] * 3)):
+        pixels = []
+        for form in (np.asarray, torch.as_tensor):
+            canvas = draw(form).canvas
+            canvas.draw()
+            pixels.append(np.asarray(canvas.buffer_rgba()).copy())
+        assert np.array_equal(*pixels)
+
+
+def test_nothing_given_is_changed_and_settings_stay():
+    import seaborn
+    seaborn.set_theme(style="darkgrid", font_scale=2)
+    before = dict(mpl.rcParams)
+    given = [a.copy() for a in (IMAGES, DIGIT, Z, MEANS, COVARIANCES)]
+    try:
+        fig = figures.latent_scatter(Z, DIGIT, MEANS, COVARIANCES)
+        assert fig.axes[0].xaxis.label.get_fontsize() == 9 and fig.axes[0].get_facecolor() == (1, 1, 1, 1)
+        figures.digit_grid(IMAGES, DIGIT, IMAGES)
+        figures.misclassified(IMAGES, DIGIT, DIGIT[::-1], Z)
+        assert dict(mpl.rcParams) == before
+    finally:
+        mpl.rcdefaults()
+    assert all(np.array_equal(a, b) for a, b in zip(given, (IMAGES, DIGIT, Z, MEANS, COVARIANCES)))
+
+
+def test_digit_grid():
+    fig = figures.digit_grid(IMAGES[:3])
+    assert fig.get_size_inches()[0] == pytest.approx(6.3 * (3 * 31 - 3) / 307) and not fig.axes[0].texts
+    assert [t.get_text() for t in figures.digit_grid(IMAGES[:3], DIGIT[:3]).axes[0].texts] == ["1", "4", "8"]
+
+
+@pytest.mark.parametrize("n", [1, 7, 13])
+def test_reconstructions(n):
+    rebuilt = IMAGES[::-1].copy()
+    fig = figures.digit_grid(IMAGES[:n], reconstructed=rebuilt[:n], columns=6)
+    assert len(fig.axes[0].texts) == 2 * n + 4 * -(-n // 6)  # two scores a pair, four names a row
+    row, column = divmod(n - 1, 6)
+    last = sheet(fig)[80 * row:80 * row + 59, 31 * column:31 * column + 28]
+    assert np.allclose(last, np.vstack([IMAGES[n - 1] / 255, np.zeros((3, 28)), rebuilt[n - 1] / 255]))
+
+
+def test_latent_scatter():
+    for z, labels in ((Z, None), (Z, np.full(30, -1)), (Z[:1], [4]), (Z[:3], ["a", "b", "c"])):
+        figures.latent_scatter(z, labels)
+    flat = figures.latent_scatter(Z[:5], DIGIT[:5], MEANS[:1], np.zeros((1, 2, 2)), ["?"])  # a component without extent
+    assert len(flat.axes[0].lines) == 2
+    fig, axes = plt.subplots(1, 2)
+    assert figures.latent_scatter(Z, DIGIT, ax=axes[1]) is fig
+    assert len(axes[1].collections) == 1 and not axes[0].collections
+
+
+def test_manifold():
+    fig = figures.manifold(lambda z: np.tile((z > 0).all(1)[:, None], 784).astype(float), n=2)
+    assert sheet(fig)[:28, 28:].all() and sheet(fig).sum() == 784  # the point right and up stands top right
+    figures.manifold(lambda z: np.zeros((len(z), 28, 28)), n=1)
+
+
+def test_training_curves():
+    axes = figures.training_curves(HISTORY).axes
+    assert np.array_equal(axes[0].lines[1].get_ydata(), HISTORY.val_loss)
+    assert axes[0].lines[2].get_xdata()[0] == 4
+    for part in (HISTORY[:1], HISTORY[:2], HISTORY.assign(val_loss=np.nan), HISTORY.assign(lr=np.geomspace(1, 99, 5))):
+        figures.training_curves(part)
+
+
+def test_em_steps():
+    for n, shown in ((1, None), (3, None), (31, [0, 30, 99])):
+        figures.em_steps(Z, [STEP] * n, np.arange(n), shown)
+    assert figures._responsibilities(Z, *STEP).sum(1) == pytest.approx(1)
+    far = figures._responsibilities(np.array([[1e3, 1e3]]), *STEP)
+    assert far.shape == (1, 3) and np.isfinite(far).all()
+
+
+def test_confusion():
+    for matrix, classes in (([[5]], [1]), (np.zeros((2, 2), int), "ab"), (np.eye(10, dtype=int) * 987, range(10))):
+        figures.confusion(matrix, list(classes))
+    shown = [[t.get_text() for t in figures.confusion(matrix, (1, 4)).axes[0].texts]
+             for matrix in ([[1234567, 8], [0, 9]], [[0.5, 8], [0, 9.25]])]
+    assert shown == [["1,234,567", "8", "0", "9"], ["0.5", "8", "0", "9.25"]]
+
+
+def test_misclassified():
+    axes = figures.misclassified(IMAGES, DIGIT, np.where(np.arange(30) % 2, DIGIT, 0)).axes
+    assert len(axes[0].texts) == 15 and axes[0].texts[0].get_text() == "1 → 0"
+    for z in (None, Z):  # nothing wrong: no pictures
+        axes = figures.misclassified(IMAGES, DIGIT, DIGIT, z).axes
+        assert axes[0].get_title() == "0 of 30 read wrongly" and not axes[0].texts and not axes[0].images
+    axes = figures.misclassified(np.tile(IMAGES, (50, 1, 1)), np.tile(DIGIT, 50), np.zeros(1500)).axes
+    assert axes[0].get_title() == "1,500 of 1,500 read wrongly, 40 of them shown"
+
+
+def test_settings_and_intervals():
+    figures.setting_panels({"one": ([1], {"a": [1.0]}, None)})
+    figures.accuracy_intervals(["one"], [1], [1], [1])
+
+
+@pytest.mark.parametrize("draw, message", [
+    (lambda: figures.digit_grid(IMAGES[:0]), "images is empty"),
+    (lambda: figures.digit_grid(IMAGES[:3], [1]), "labels must hold one value for each of the 3"),
+    (lambda: figures.digit_grid(np.full((1, 784), np.nan)), "fractions within"),
+    (lambda: figures.digit_grid(np.full((1, 784), 255.0)), "fractions within .* got float64 from 255 to 255"),
+    (lambda: figures.similarity(IMAGES[:3], IMAGES[:2]), "must be equally many, got 3 and 2"),
+    (lambda: figures.similarity(IMAGES[:3], IMAGES[:3, :25]), "reconstructed must have shape"),
+    (lambda: figures.latent_scatter(np.zeros((10, 3))), r"z must have shape \(n, 2\) .* got \(10, 3\)"),
+    (lambda: figures.latent_scatter(Z[:0]), "z is empty"),
+    (lambda: figures.latent_scatter(Z, DIGIT[:-1]), "labels must hold one value"),
+    (lambda: figures.latent_scatter(Z, DIGIT, MEANS, np.ones((3, 2))), r"covariances must have shape \(3, 2, 2\)"),
+    (lambda: figures.latent_scatter(Z, DIGIT, np.ones((3, 4)), COVARIANCES), r"means must have shape \(n, 2\)"),
+    (lambda: figures.latent_scatter(Z, DIGIT, MEANS, COVARIANCES, (1, 4)), "names must hold one value"),
+    (lambda: figures.manifold(lambda z: IMAGES[:5], n=2), "decode must return 4 images, got 5"),
+    (lambda: figures.manifold(lambda z: IMAGES[:0], n=0), "n must be at least 1"),
+    (lambda: figures.training_curves(HISTORY.drop(columns=["lr", "val_kl"])), r"lacks the column\(s\) lr, val_kl"),
+    (lambda: figures.training_curves(HISTORY[:0]), "history is empty"),
+    (lambda: figures.em_steps(Z, [STEP] * 3, [1, 2]), "log_likelihoods must hold one value for each of the 3"),
+    (lambda: figures.em_steps(Z, [], []), "steps is empty"),
+    (lambda: figures.confusion(np.ones((2, 3)), (1, 4)), r"square and not empty, got shape \(2, 3\)"),
+    (lambda: figures.confusion(np.eye(3), (1, 4)), "classes must hold one value for each of the 3"),
+    (lambda: figures.confusion([[1, -1], [0, 1]], (1, 4)), "negative"),
+    (lambda: figures.misclassified(IMAGES, DIGIT, DIGIT[:29]), "predicted must hold one value for each of the 30"),
+    (lambda: figures.misclassified(IMAGES, DIGIT, DIGIT, Z[:29]), "one point for each of the 30 images, got 29"),
+    (lambda: figures.accuracy_intervals("ab", [0.5, 0.7], [0.4, 0.8], [0.6, 0.9]), "b: expected 0 <= low <= accuracy"),
+    (lambda: figures.accuracy_intervals("ab", [0.5, 0.7], [0.4], [0.6, 0.9]), "low must hold one value"),
+    (lambda: figures.accuracy_intervals([], [], [], []), "names is empty"),
+    (lambda: figures.setting_panels({"one": ([1, 2], {"a": [1.0]}, 1)}), "one, a must hold one value for each"),
+    (lambda: figures.setting_panels({}), "panels is empty"),
+])
+def test_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_saved_figures_are_the_same_bytes_without_a_warning(tmp_path):
+    written = []
+    for _ in range(2):
+        for name, fig in (("grid", figures.digit_grid(IMAGES, DIGIT, IMAGES)), ("plane", figures.latent_scatter(Z))):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                written.append([p.read_bytes() for p in figures.savefig(fig, name, tmp_path)])
+    assert written[:2] == written[2:]
+    fig = figures.digit_grid(IMAGES, DIGIT, IMAGES)  # fills its page each time that it is saved
+    assert [[p.read_bytes() for p in figures.savefig(fig, "grid", tmp_path)] for _ in range(2)] == written[:1] * 2
+
+
+@pytest.mark.parametrize("name", ["../test", "a/b", "", "a b"])
+def test_savefig_refuses_paths(name, tmp_path):
+    with pytest.raises(ValueError, match="name must consist of letters"):
+        figures.savefig(plt.figure(), name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dense_figures_are_small_enough_to_print(tmp_path):
+    """10,000 points are a picture inside the vector file; the manifold is stored in 32 greys."""
+    z = np.repeat(MEANS, 3334, axis=0) + RNG.normal(size=(10_002, 2))
+    strokes = lambda z: np.exp(-((np.arange(784) / 392 - 1 - z[:, :1] / 2) ** 2) * 9)
+    for name, fig in {"scatter": figures.latent_scatter(z, np.repeat([1, 4, 8], 3334)),
+                      "em": figures.em_steps(z, [STEP] * 30, np.arange(30)),
+                      "manifold": figures.manifold(strokes)}.items():
+        png, svg = figures.savefig(fig, name, tmp_path)
+        assert svg.stat().st_size < 300_000 and png.stat().st_size < 500_000, name
