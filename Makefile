@@ -5,6 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help install report notebooks export experiments readme pdf html test check lab clean
 
 help: ## this list
@@ -29,7 +30,7 @@ notebooks: export ## run all notebooks in place, in order, and clean them
 	$(BIN)/python -m report.run
 
 export: $(INSTALLED) ## write vae_gmm/ from the notebooks
-	$(BIN)/nbdev_export
+	IN_TEST= XDG_CONFIG_HOME=.venv $(BIN)/python $(BIN)/nbdev_export
 
 experiments: export ## the long measurements behind 06_results, about an hour (VAE_GMM_DATA leads to MNIST)
 	$(BIN)/python -m report.experiments
@@ -50,7 +51,7 @@ check: $(INSTALLED) ## the quick part of make test: notebooks, package, README.m
 	@$(BIN)/python -m report.check
 
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
-	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab nbs
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab nbs
 
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis report.pdf report.html

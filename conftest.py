@@ -28,6 +28,12 @@ def check_module(path):
     assert not any(problems), "; ".join(filter(None, problems))
 
 
+def pytest_ignore_collect(collection_path):
+    """What operating systems and editors add (`._x.ipynb`, checkpoints) is no test; drafts (`_x.ipynb`) neither."""
+    name = collection_path.name
+    return True if name.startswith(".") or name.startswith("_") and name.endswith(".ipynb") else None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         cell = getattr(item, "cell", None)

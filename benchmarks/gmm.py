@@ -1,12 +1,12 @@
-"""Speed of `vae_gmm.gmm.GaussianMixture` beside its peers.
+"""Speed of `vae_gmm.mixture.GaussianMixture` beside its peers.
 
     python benchmarks/gmm.py                 all tables (about five minutes on two cores)
     python benchmarks/gmm.py --rows 1 3      only these rows of the first table
     python benchmarks/gmm.py --quick         fewer pairs
 
-EM iterations: both libraries get the same data, start and number of iterations (full covariances, float64, two threads),
-take turns, and their answers are compared. The ratio is the median over the pairs. pomegranate and the loop of the course
-project (a density from `scipy.stats.multivariate_normal` per component) run once beside them.
+EM iterations: both libraries get the same data, start and number of iterations (full covariances, float64, two
+threads), take turns, and their answers are compared. The ratio is the median over the pairs. pomegranate and the loop
+of the course project (a density from `scipy.stats.multivariate_normal` per component) run once beside them.
 """
 import argparse
 import os
@@ -26,6 +26,7 @@ from vae_gmm.mixture import GaussianMixture
 # n, D, K, must, aim, as multiples of scikit-learn's speed
 TABLE = [(18_435, 2, 3, 8, 15), (60_000, 10, 10, 8, 15), (1_000_000, 2, 3, 8, 20), (100_000, 32, 16, 5, 10)]
 ITERATIONS = 20
+CLASSES = GaussianMixture, sklearn.mixture.GaussianMixture
 
 
 def data(n, D, K, seed=0):
@@ -54,7 +55,7 @@ def ours_and_theirs(X, start, K, iterations, pairs):
             return cls(K, max_iter=iterations, tol=0, **start).fit(X)
     times, gap = [], 0.0
     for _ in range(pairs):
-        (a, ours), (b, theirs) = seconds(lambda: fit(GaussianMixture)), seconds(lambda: fit(sklearn.mixture.GaussianMixture))
+        (a, ours), (b, theirs) = (seconds(lambda: fit(cls)) for cls in CLASSES)
         times.append((a, b))
         for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
             gap = max(gap, np.abs(np.subtract(getattr(ours, name), getattr(theirs, name))).max())
@@ -82,7 +83,8 @@ def pomegranate_fit(X, start, iterations):
     from pomegranate.gmm import GeneralMixtureModel
     torch.set_num_threads(THREADS)
     D = X.shape[1]
-    parts = [Normal(means=torch.tensor(m), covs=torch.eye(D, dtype=torch.float64), covariance_type="full") for m in start["means_init"]]
+    parts = [Normal(means=torch.tensor(m), covs=torch.eye(D, dtype=torch.float64), covariance_type="full")
+             for m in start["means_init"]]
     model = GeneralMixtureModel(parts, priors=torch.tensor(start["weights_init"]), max_iter=iterations, tol=-np.inf)
     return model.fit(torch.tensor(X))
 
@@ -97,10 +99,11 @@ def machine():
 
 def iterations_table(rows, pairs, slow):
     bandwidth, flops = machine()
-    print(f"machine: one pass over memory {bandwidth / 1e9:.1f} GB/s (one thread), matrix product {flops / 1e9:.0f} Gflop/s ({THREADS} threads)\n")
+    print(f"machine: one pass over memory {bandwidth / 1e9:.1f} GB/s (one thread), "
+          f"matrix product {flops / 1e9:.0f} Gflop/s ({THREADS} threads)\n")
     print(f"EM iterations ({ITERATIONS} from the same start, whole call), median of {pairs} pairs")
-    print("|       n |  D |  K | ours ms/iter | sklearn ms/iter | times sklearn (range) | must | aim | largest difference | of memory pass | of matrix rate |"
-          " pomegranate ms/iter | course project ms/iter |")
+    print("|       n |  D |  K | ours ms/iter | sklearn ms/iter | times sklearn (range) | must | aim |"
+          " largest difference | of memory pass | of matrix rate | pomegranate ms/iter | course project ms/iter |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     failed = []
     for row in rows:
@@ -115,8 +118,9 @@ def iterations_table(rows, pairs, slow):
         for f, few in ((pomegranate_fit, 3), (loop_of_the_course_project, 3)):
             try: others.append(f"{seconds(lambda: f(X, start, few))[0] / few * 1e3:.1f}" if slow else "")
             except ImportError: others.append("not installed")
-        print(f"| {n:7d} | {D:2d} | {K:2d} | {ours * 1e3:.2f} | {theirs * 1e3:.2f} | {np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f}) "
-              f"| {must} | {aim} | {gap:.0e} | {memory:.0%} | {arithmetic:.0%} | {others[0]} | {others[1]} |", flush=True)
+        times_theirs = f"{np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f})"
+        print(f"| {n:7d} | {D:2d} | {K:2d} | {ours * 1e3:.2f} | {theirs * 1e3:.2f} | {times_theirs} | {must} | {aim} "
+              f"| {gap:.0e} | {memory:.0%} | {arithmetic:.0%} | {others[0]} | {others[1]} |", flush=True)
         if np.median(ratios) < must or gap > 1e-8: failed.append(row)
     return failed
 
@@ -130,10 +134,12 @@ def whole_fits(pairs):
         kw = dict(init_params="k-means++", n_init=10, tol=1e-4, random_state=0, max_iter=200)
         times = []
         for _ in range(pairs):
-            (a, ours), (b, theirs) = (seconds(lambda: cls(K, **kw).fit(X)) for cls in (GaussianMixture, sklearn.mixture.GaussianMixture))
+            (a, ours), (b, theirs) = (seconds(lambda: cls(K, **kw).fit(X)) for cls in CLASSES)
             times.append((a, b))
         a, b = np.median(times, axis=0)
-        print(f"| {n:7d} | {D:2d} | {K:2d} | {a:.2f} | {b:.2f} | {np.median([t / o for o, t in times]):.1f} | {ours.lower_bound_:.6f} | {theirs.lower_bound_:.6f} |", flush=True)
+        ratio = np.median([t / o for o, t in times])
+        print(f"| {n:7d} | {D:2d} | {K:2d} | {a:.2f} | {b:.2f} | {ratio:.1f} "
+              f"| {ours.lower_bound_:.6f} | {theirs.lower_bound_:.6f} |", flush=True)
 
 
 def gpu():
@@ -154,9 +160,10 @@ def gpu():
             return (times[long] - times[short]) / (long - short)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ours, theirs = per_iteration(GaussianMixture, T, 5, 25), per_iteration(sklearn.mixture.GaussianMixture, X, 1, 3)
-            gap = np.abs(fit(GaussianMixture, T, 3).means_.cpu().numpy() - fit(sklearn.mixture.GaussianMixture, X, 3).means_).max()
-        print(f"| {n:7d} | {D:2d} | {K:2d} | {ours * 1e3:.2f} | {theirs * 1e3:.1f} | {theirs / ours:.0f} | {gap:.0e} |", flush=True)
+            ours, theirs = per_iteration(CLASSES[0], T, 5, 25), per_iteration(CLASSES[1], X, 1, 3)
+            gap = np.abs(fit(CLASSES[0], T, 3).means_.cpu().numpy() - fit(CLASSES[1], X, 3).means_).max()
+        print(f"| {n:7d} | {D:2d} | {K:2d} | {ours * 1e3:.2f} | {theirs * 1e3:.1f} | {theirs / ours:.0f} "
+              f"| {gap:.0e} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -165,7 +172,8 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="three pairs, no other peers, no whole fits")
     arguments = parser.parse_args()
     with threadpool_limits(THREADS):
-        failed = iterations_table([r - 1 for r in arguments.rows or range(1, len(TABLE) + 1)], 3 if arguments.quick else 5, not arguments.quick)
+        rows = [r - 1 for r in arguments.rows or range(1, len(TABLE) + 1)]
+        failed = iterations_table(rows, 3 if arguments.quick else 5, not arguments.quick)
         if not arguments.quick and not arguments.rows: whole_fits(3)
     if not arguments.rows: gpu()
     sys.exit(f"below the required multiple, or answers apart: rows {[r + 1 for r in failed]}" if failed else 0)

@@ -24,7 +24,9 @@ from report import cells, mathml, text
 from report.formulas import WRITER, Formulas, link_equations
 from report.tree import BuildError, element, pandoc, plain, raw, read_markdown, rewrite, rewrite_lists
 
-TEXTS = "title", "subtitle", "course", "date", "abstract"  # of metadata.yaml: Markdown
+METADATA = "report/metadata.yaml"
+TEXTS = "title", "subtitle", "course", "date", "abstract"  # in it: Markdown
+LISTS = "authors", "keywords", "chapters", "leave-out"
 
 
 def read_html(tables):
@@ -209,7 +211,7 @@ class HtmlPrinter(Printer):
                        [element("Plain", [self.picture(file, alt)])])
 
     def picture(self, file, alt):
-        return element("Image", ["", [], []], [element("Str", alt)], [str(Path(self.folder, file)), ""])
+        return element("Image", ["", [], []], [element("Str", alt)], [file, ""])
 
     def table_caption(self, caption, label):
         return [element("Strong", [element("Str", self.numbers[label] + ".")]), {"t": "Space"}, *caption]
@@ -234,9 +236,9 @@ class HtmlPrinter(Printer):
         return [element("Div", ["", ["lead"], []], blocks)]
 
 
-def bibliography(path):
-    """The entries of a BibTeX file: {key: family names of the authors}."""
-    entries = json.loads(pandoc("", "-f", "bibtex", "-t", "csljson", path))
+def bibliography(folder):
+    """The entries of references.bib: {key: family names of the authors}."""
+    entries = json.loads(pandoc("", "-f", "bibtex", "-t", "csljson", "references.bib", folder=folder))
     return {entry["id"]: {author.get("family") for author in entry.get("author", [])} for entry in entries}
 
 
@@ -264,20 +266,52 @@ def fill(words, root):
                 found = found[int(key) if isinstance(found, list) else key]
             return format(found, m[2] or "")
         except (OSError, LookupError, TypeError, ValueError):
-            raise BuildError("report/metadata.yaml", f"{m[0]} is not a value of figures/results.json") from None
+            raise BuildError(METADATA, f"{m[0]} is not a value of figures/results.json") from None
 
     return re.sub(r"\{\{\s*([\w.-]+)\s*(?::([^}]*))?\}\}", value, words)
 
 
 def read_metadata(root, html=False, draft=False):
-    """report/metadata.yaml, with the values of results.json in its texts."""
-    meta = yaml.safe_load(Path(root, "report", "metadata.yaml").read_text(encoding="utf-8"))
+    """report/metadata.yaml, with the values of results.json in its texts; `authors` become a list of dicts."""
+    try:
+        meta = yaml.safe_load(Path(root, METADATA).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as err:
+        raise BuildError(METADATA, f"cannot be read: {err}") from None
+    except yaml.YAMLError as err:
+        line = err.problem_mark.line + 1 if getattr(err, "problem_mark", None) else "?"
+        raise BuildError(f"{METADATA}, line {line}", f"{getattr(err, 'problem', err)}. A text with a colon, or one "
+                         "that begins with a sign, needs quotes: title: 'Digits: a report'") from None
+    if not isinstance(meta, dict) or not meta.get("title"):
+        raise BuildError(METADATA, "there is no title: write title: 'My report'")
+    for key in TEXTS:
+        if isinstance(meta.get(key), (dict, list)):
+            raise BuildError(METADATA, f"{key} must be a text, not {meta[key]}: put it in quotes")
     meta |= {key: fill(str(meta[key]), root) for key in TEXTS if meta.get(key)}
+    for key in LISTS:
+        value = meta.get(key)
+        meta[key] = value if isinstance(value, list) else [] if value is None else [value]
+    meta["authors"] = [author if isinstance(author, dict) else {"name": author} for author in meta["authors"]]
+    if not all(author.get("name") for author in meta["authors"]):
+        raise BuildError(METADATA, "an author has no name: write `- name: Ann Lee` for each, or leave out authors")
     return meta | {"html": html, "draft": draft}
 
 
+def chosen(meta, only):
+    """The chapters that `only` names, with or without their numbers, which may have changed; None is all."""
+    def bare(name):
+        return re.sub(r"^\d+_|\.ipynb$", "", str(name))
+
+    if only is None:
+        return None
+    for name in only:
+        if bare(name) not in map(bare, meta["chapters"]):
+            raise BuildError("--only", f"there is no chapter {name}; there are {', '.join(map(str, meta['chapters']))}")
+    return [chapter for chapter in meta["chapters"] if bare(chapter) in map(bare, only)]
+
+
 def typst_string(words):
-    return json.dumps(str(words), ensure_ascii=False)
+    """A text as a string of Typst, in a template of pandoc's."""
+    return json.dumps(str(words), ensure_ascii=False).replace("$", "$$")
 
 
 def typst_template(meta):
@@ -285,7 +319,7 @@ def typst_template(meta):
     lang, _, region = meta.get("language", "en-GB").partition("-")
     authors = "".join("(" + "".join(f"{key}: {typst_string(author[key])}, " for key in ("name", "affiliation", "email")
                                     if author.get(key)) + "), " for author in meta["authors"])
-    keywords = "".join(typst_string(word) + ", " for word in meta.get("keywords", []))
+    keywords = "".join(typst_string(word) + ", " for word in meta["keywords"])
     texts = "".join(f"  {key}: [${key}$],\n" for key in TEXTS if meta.get(key))
     return (f'#import "layout.typ": *\n#show: report.with(\n{texts}  authors: ({authors}),\n  keywords: ({keywords}),\n'
             f'  paper: "{meta.get("paper", "a4")}", font-size: {meta.get("font-size", "10pt")},\n'
@@ -296,9 +330,11 @@ def document_tree(meta, root, folder, only=None):
     """The whole report as pandoc's tree, ready for the writer; its pictures lie in `folder` afterwards."""
     texts = {key: meta[key] for key in TEXTS if meta.get(key)}
     Path(folder, "texts.yaml").write_text(yaml.safe_dump(texts, allow_unicode=True), encoding="utf-8")
-    document = read_markdown(text.markdown(meta, root, folder, only), f"--metadata-file={Path(folder, 'texts.yaml')}")
+    for name in "layout.typ", "layout.html", "references.bib":
+        shutil.copyfile(Path(root, "report", name), Path(folder, name))
+    document = read_markdown(text.markdown(meta, root, folder, only), "--metadata-file=texts.yaml", folder=folder)
 
-    authors = bibliography(Path(root, "report", "references.bib"))
+    authors = bibliography(folder)
     printer = (HtmlPrinter if meta["html"] else TypstPrinter)(root, folder, only or meta["chapters"], authors.keys())
     printer.prepare(document)
     formulas = Formulas(document)
@@ -310,55 +346,62 @@ def document_tree(meta, root, folder, only=None):
     return document
 
 
-def write_document(document, meta, root, template, *options):
-    """The tree as text in a target format, with citations."""
+def write_document(document, meta, folder, template, *options):
+    """The tree as text in a target format, with citations. Pandoc works in `folder`, whatever that is called."""
     return pandoc(json.dumps(document), "-f", "json", "--standalone", f"--template={template}", "--wrap=none",
-                  "--citeproc", f"--bibliography={Path(root, 'report', 'references.bib')}",
-                  "--metadata=link-citations:true", f"--metadata=lang:{meta.get('language', 'en-GB')}", *options)
+                  "--citeproc", "--bibliography=references.bib", "--metadata=link-citations:true",
+                  f"--metadata=lang:{meta.get('language', 'en-GB')}", *options, folder=folder)
 
 
 def typst_source(meta, root, folder, only=None):
     """Write report.typ and what it needs to `folder`."""
     document = document_tree(meta, root, folder, only)
-    template = Path(folder, "template.typ")
-    template.write_text(typst_template(meta), encoding="utf-8")
-    source = write_document(document, meta, root, template, "-t", WRITER, "--syntax-highlighting=idiomatic")
+    Path(folder, "template.typ").write_text(typst_template(meta), encoding="utf-8")
+    source = write_document(document, meta, folder, "template.typ", "-t", WRITER, "--syntax-highlighting=idiomatic")
     Path(folder, "report.typ").write_text(source, encoding="utf-8")
-    shutil.copy(Path(root, "report", "layout.typ"), folder)
+
+
+def write(out, content):
+    """Write the finished report."""
+    try:
+        Path(out).write_bytes(content)
+    except OSError as err:
+        raise BuildError(out, f"cannot be written: {err.strerror}") from None
 
 
 def build_pdf(out, root=cells.ROOT, only=None, source=None, draft=False):
     """Build the PDF `out`; `source` is a folder in which to keep the Typst source too."""
     meta = read_metadata(root, draft=draft or only is not None)
     with tempfile.TemporaryDirectory() as folder:
-        typst_source(meta, root, folder, only)
+        typst_source(meta, root, folder, chosen(meta, only))
         if source:
             shutil.copytree(folder, source, dirs_exist_ok=True)
         try:
-            typst.compile(str(Path(folder, "report.typ")), output=str(out), root=folder, ignore_system_fonts=True,
-                          pdf_standards=["ua-1"])
+            pdf = typst.compile(str(Path(folder, "report.typ")), root=folder, ignore_system_fonts=True,
+                                pdf_standards=["ua-1"])
         except typst.TypstError as err:
             raise BuildError("", f"Typst cannot set the report:\n{err.diagnostic}") from None
+    write(out, pdf)
 
 
 def build_html(out, root=cells.ROOT, only=None, draft=False):
     """Build the HTML file `out`, with pictures and styles inside it."""
     meta = read_metadata(root, html=True, draft=draft or only is not None)
     with tempfile.TemporaryDirectory() as folder:
-        document = document_tree(meta, root, folder, only)
-        page = write_document(document, meta, root, Path(root, "report", "layout.html"), "-t", "html5", "--mathml",
-                              "--embed-resources", f"--resource-path={Path(root, 'nbs')}", "--toc", "--toc-depth=2",
-                              "--number-sections", f"--metadata=pagetitle:{meta['title']}",
-                              *(f"--variable=author:{author['name']}" for author in meta["authors"]))
+        document = document_tree(meta, root, folder, chosen(meta, only))
+        page = write_document(document, meta, folder, "layout.html", "-t", "html5", "--mathml", "--embed-resources",
+                              "--toc", "--toc-depth=2", "--number-sections",
+                              f"--variable=pagetitle:{escape(plain(document['meta']['title']))}",
+                              *(f"--variable=author:{escape(str(author['name']))}" for author in meta["authors"]))
     page = mathml.keep_punctuation(mathml.centre_accents(mathml.space_names(page)))
     page = page.replace("<style>\n", "<style>\n" + mathml.font(page) + "\n", 1)
-    Path(out).write_text(page, encoding="utf-8")
+    write(out, page.encode())
 
 
 @click.command()
 @click.option("--html", is_flag=True, help="Build report.html instead.")
 @click.option("--out", default=None, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
-@click.option("--only", multiple=True, metavar="CHAPTER", help="A draft of these chapters alone, e.g. 03_gmm.")
+@click.option("--only", multiple=True, metavar="CHAPTER", help="A draft of these chapters alone, e.g. gmm.")
 @click.option("--draft", is_flag=True, help="Put up with figures and equations that are missing.")
 @click.option("--source", type=click.Path(file_okay=False, path_type=Path), help="Keep the Typst source here.")
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")

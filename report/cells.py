@@ -7,6 +7,10 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}  # every notebook's kernelspec
+# What a user may have set for other work, and what must not change what is built here.
+PERSONAL = re.compile(r"MPL|MATPLOTLIB|IPYTHON|JUPYTER|PYTHON(STARTUP|OPTIMIZE|INSPECT|WARNINGS)|(GNU)?MAKE|MFLAGS|GIT_"
+                      r"|((NO|FORCE)_COLOR|COLUMNS|LINES|IN_TEST)$")
 _DIRECTIVE = re.compile(r"#\|\s*([\w-]+)\s*:?\s*(.*)")
 
 
@@ -17,6 +21,21 @@ def settings(root=ROOT):
     return parser["DEFAULT"]
 
 
+def environment(folder):
+    """The environment for what is built and tested: no configuration of the user's, for which `folder` stands in."""
+    env = {key: value for key, value in os.environ.items() if not PERSONAL.match(key)}
+    homes = "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_CONFIG_HOME"
+    return env | dict.fromkeys(homes, str(folder)) | {
+        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not one that the user has installed
+        "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc"))}  # SVG files with the same ids each time
+
+
+def files(folder, pattern):
+    """Files below `folder`, sorted; names that begin with a dot are an operating system's or an editor's."""
+    found = (path for path in Path(folder).rglob(pattern) if path.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
 def name_of(path, root=ROOT):
     """What a notebook is called in messages: its path in nbs/, such as 03_gmm.ipynb or rooms/files.ipynb."""
     return Path(os.path.relpath(Path(path).resolve(), Path(root, "nbs").resolve())).as_posix()
@@ -25,8 +44,8 @@ def name_of(path, root=ROOT):
 def notebooks(root=ROOT):
     """Paths of all notebooks in reading order: chapters by name, then rooms by folder and name, index.ipynb last."""
     nbs = Path(root, "nbs")
-    inside = {path: path.relative_to(nbs).parts for path in nbs.rglob("*.ipynb")}
-    shown = [path for path, parts in inside.items() if not any(part.startswith(("_", ".")) for part in parts)]
+    inside = {path: path.relative_to(nbs).parts for path in files(nbs, "*.ipynb")}
+    shown = [path for path, parts in inside.items() if not any(part.startswith("_") for part in parts)]
     return sorted(shown, key=lambda p: (inside[p] == ("index.ipynb",), inside[p][:-1], p.name))
 
 
@@ -37,8 +56,11 @@ def chapter(name):
 
 
 def read(path):
-    """The notebook at `path` as nbformat 4."""
-    return nbformat.read(path, as_version=4)
+    """The notebook at `path` as nbformat 4, with the line ends of Unix."""
+    nb = nbformat.read(path, as_version=4)
+    for cell in nb.cells:
+        cell.source = cell.source.replace("\r\n", "\n")
+    return nb
 
 
 def _split(source):

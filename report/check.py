@@ -1,18 +1,17 @@
 """Check that what is derived agrees with its source: `python -m report.check`.
 
-- notebooks are clean (nbdev_clean would change nothing), small, and GitHub can show their outputs and formulas;
+- notebooks are clean (nbdev_clean would change nothing), small, and for the kernel python3, which everybody has; GitHub
+  can show their outputs and formulas;
 - vae_gmm/ holds what nbdev_export writes from them, and nothing else;
 - README.md and its small pictures are what report/readme.py makes of nbs/index.ipynb and the others;
 - equations have the number of their chapter, or a letter in rooms, and what is cited is there;
 - relative links lead to files; prose is spelled correctly, in British English;
-- no file in nbs/, vae_gmm/ or figures/ is unknown to git.
+- no file in nbs/, vae_gmm/ or figures/ is unknown to git, if the project is a git checkout.
 
-nbdev works on a copy in a temporary folder: nothing here alters the working tree.
+Windows line ends make no difference. nbdev works on a copy in a temporary folder: nothing here alters the working tree.
 """
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,11 +27,16 @@ MAX_BYTES = 1_000_000  # above this, GitHub is slow to show a notebook or does n
 AMERICAN_TOO = {"program", "programs", "license", "practice", "meter", "meters", "draft", "disk", "disks"}
 
 
+def unix(path):
+    """The bytes of a text file, with the line ends of Unix."""
+    return path.read_bytes().replace(b"\r\n", b"\n")
+
+
 def _nbdev(command, folder):
     """Run an nbdev command in `folder`."""
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # with IN_TEST set, nbdev_export does nothing
-    done = subprocess.run([Path(sys.executable).with_name(command)], cwd=folder, env=env,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([sys.executable, Path(sys.executable).with_name(command)], cwd=folder,
+                          env=cells.environment(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise RuntimeError(f"{command} failed:\n{done.stdout}")
 
@@ -45,7 +49,7 @@ def _copy(root, folder):
     for path in [Path(root, "settings.ini"), *cells.notebooks(root), *by_hand]:
         copy = Path(folder, path.relative_to(root))
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
+        copy.write_bytes(unix(path))
 
 
 def fresh_clean(root=cells.ROOT):
@@ -53,7 +57,7 @@ def fresh_clean(root=cells.ROOT):
     with tempfile.TemporaryDirectory() as tmp:
         _copy(root, tmp)
         _nbdev("nbdev_clean", tmp)
-        return {cells.name_of(path, tmp): path.read_bytes() for path in cells.notebooks(tmp)}
+        return {cells.name_of(path, tmp): unix(path) for path in cells.notebooks(tmp)}
 
 
 def fresh_export(root=cells.ROOT):
@@ -64,7 +68,7 @@ def fresh_export(root=cells.ROOT):
         lib = Path(tmp, cells.settings(root)["lib_path"])
         modules = list(lib.rglob("*.py"))
         folders = {lib, *(folder for p in modules if p.name not in BY_HAND for folder in p.parents)}
-        return {p.relative_to(lib).as_posix(): p.read_bytes() for p in modules
+        return {p.relative_to(lib).as_posix(): unix(p) for p in modules
                 if p.parent in folders}  # a sub-package of hand-written files alone comes from no notebook
 
 
@@ -81,7 +85,7 @@ def module_problem(root, module, fresh):
         return f"{module} has not been exported: run nbdev_export"
     if module not in fresh:
         return f"{module} comes from no notebook: remove it, or write its notebook"
-    if path.read_bytes() != fresh[module]:
+    if unix(path) != fresh[module]:
         return f"{module} is not what its notebook exports: edit the notebook and run nbdev_export"
     return None
 
@@ -90,7 +94,10 @@ def check_clean(root):
     fresh = fresh_clean(root)
     for path in cells.notebooks(root):
         name = cells.name_of(path, root)
-        yield f"clean {name}", "nbdev_clean would change it" if path.read_bytes() != fresh[name] else None
+        yield f"clean {name}", "nbdev_clean would change it" if unix(path) != fresh[name] else None
+        kernel = cells.read(path).metadata.get("kernelspec", {}).get("name")
+        yield f"kernel {name}", None if kernel == cells.KERNEL["name"] else (
+            f"it is for the kernel {kernel}, which others do not have: run it by report.run")
         size = path.stat().st_size
         yield f"size {name}", f"{size:,} bytes, more than {MAX_BYTES:,}" if size > MAX_BYTES else None
 
@@ -98,7 +105,7 @@ def check_clean(root):
 def check_export(root):
     fresh = fresh_export(root)
     lib = Path(root, cells.settings(root)["lib_path"])
-    found = {p.relative_to(lib).as_posix() for p in lib.rglob("*.py") if ".ipynb_checkpoints" not in p.parts}
+    found = {p.relative_to(lib).as_posix() for p in cells.files(lib, "*.py")}
     for module in sorted(found | fresh.keys()):
         yield f"export {module}", module_problem(root, module, fresh)
 
@@ -117,7 +124,7 @@ def check_readme(root):
 
 def _prose(root):
     """Every Markdown text of the project: (name to report, folder its links start from, text)."""
-    for path in sorted(Path(root).glob("*.md")):
+    for path in sorted(Path(root).glob("[!.]*.md")):
         yield path.name, path.parent, path.read_text(encoding="utf-8")
     for path in cells.notebooks(root):
         for cell in cells.read(path).cells:
@@ -185,7 +192,7 @@ def _misspelled(root, texts, *options):
         for name, text in texts.items():
             Path(tmp, name).parent.mkdir(parents=True, exist_ok=True)
             Path(tmp, name).write_text(text, encoding="utf-8")
-        config = Path(root, ".codespellrc")
+        config = Path(root, ".codespellrc").resolve()
         options = [*options, "--config", config] if config.exists() else options
         done = subprocess.run([sys.executable, "-m", "codespell_lib", "--disable-colors", *options, "."], cwd=tmp,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -227,9 +234,12 @@ def check_spelling(root):
 
 def check_known(root):
     """Files of notebooks, package and figures that git does not know; nothing to say outside a git checkout."""
+    if not Path(root, ".git").exists():  # a repository around the project has its own rules
+        return
     try:
         git = subprocess.run(["git", "ls-files", "--others", "--exclude-standard", "--", "nbs", "figures",
-                              cells.settings(root)["lib_path"]], cwd=root, capture_output=True, text=True)
+                              cells.settings(root)["lib_path"]], cwd=root, env=cells.environment(root),
+                             capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
         return
     if git.returncode == 0:

@@ -123,7 +123,8 @@ def main(root):
             raise click.ClickException(f"{path.name}: no cell with this label has a stored output")
         if remembered(path) != fingerprint(source):
             write_thumbnail(path, source)
-    Path(root, "README.md").write_text(render(cells.read(Path(root, "nbs", "index.ipynb"))), encoding="utf-8")
+    Path(root, "README.md").write_text(render(cells.read(Path(root, "nbs", "index.ipynb"))), encoding="utf-8",
+                                       newline="\n")
 
 
 if __name__ == "__main__":

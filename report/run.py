@@ -1,13 +1,15 @@
 """Execute notebooks in place and clean them: `python -m report.run [NOTEBOOK ...]` (all, in reading order).
 
 Figures are drawn twice: the PNG is stored in the notebook, the same figure as vectors goes to build/vector/ (not kept
-in git) for report.pdf, under a name made from the PNG's content, so that the two cannot be mixed up.
+in git) for report.pdf, under a name made from the PNG's content, so that the two cannot be mixed up. A cell with a
+`fig-cap` that has drawn nothing ends the run.
 """
 import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,11 +24,6 @@ from report import cells
 
 MAX_SVG = 1_500_000  # characters
 KERNEL_ARGUMENTS = ["--log-level=ERROR", "--InlineBackend.figure_formats={'png','svg'}"]
-ENVIRONMENT = {
-    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not one that the user has installed
-    "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),  # SVG files with the same ids each time
-    "SOURCE_DATE_EPOCH": "0",  # and without a date
-}
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -60,6 +57,14 @@ def _take_vectors(nb, root):
             path.parent.mkdir(parents=True, exist_ok=True)
             if len(svg) <= MAX_SVG:
                 path.write_text(svg, encoding="utf-8", newline="\n")
+
+
+def _require_figures(nb, path, flags):
+    """A figure that is announced by its caption must be there after the run."""
+    for cell in nb.cells:
+        if cell.cell_type == "code" and "fig-cap" in cells.directives(cell) and not cells.skipped(cell, flags):
+            if not any("image/png" in out.get("data", {}) for out in cell.outputs):
+                raise click.ClickException(f"{path}: cell {cell.id} has a fig-cap, but has drawn no figure")
 
 
 def _drop_volatile(nb):
@@ -100,8 +105,10 @@ def execute(path, flags=(), root=cells.ROOT):
         cell = nb.cells[client.at]
         raise click.ClickException(f"{path}: cell {client.at} (id {cell.get('id')}) failed\n\n"
                                    f"{cell.source}\n\n{_ANSI.sub('', getattr(err, 'traceback', str(err)))}") from None
+    _require_figures(nb, path, flags)
     _take_vectors(nb, root)
     _drop_volatile(nb)
+    nb.metadata.kernelspec = cells.KERNEL
     text = cleaned(nb, root)
     if text == path.read_text(encoding="utf-8"):
         return False
@@ -117,13 +124,16 @@ def execute(path, flags=(), root=cells.ROOT):
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
 def main(paths, skip, root):
     """Execute PATHS (all notebooks if none is given) in place, in order, and clean them."""
-    os.environ.update(ENVIRONMENT)
-    for path in paths or cells.notebooks(root):
-        start = time.perf_counter()
-        changed = execute(path, skip, root)
-        seconds, done = time.perf_counter() - start, "written" if changed else "as stored"
-        click.echo(f"{cells.name_of(path, root):30} {seconds:6.1f} s  {done}")
-        sys.stdout.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        env = cells.environment(folder) | {"SOURCE_DATE_EPOCH": "0"}  # SVG files without a date
+        os.environ.clear()
+        os.environ.update(env)
+        for path in paths or cells.notebooks(root):
+            start = time.perf_counter()
+            changed = execute(path, skip, root)
+            seconds, done = time.perf_counter() - start, "written" if changed else "as stored"
+            click.echo(f"{cells.name_of(path, root):30} {seconds:6.1f} s  {done}")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

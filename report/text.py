@@ -82,16 +82,13 @@ class Notebook:
         label = cells.directives(cell).get("label", "").removeprefix("fig-")
         png = next((o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})), None)
         places = [Path(self.root, "figures", f"{name}.svg") for name in (label, label.replace("-", "_"))]
-        if png is not None:
-            places.insert(0, vector_file(png, self.root))
-        for path in places:
-            if path.exists():
-                return self.picture(label or cell.id, path.read_bytes(), ".svg")
         if png is None and self.meta.get("draft"):
             return self.picture(label, PLACEHOLDER, ".svg")
         if png is None:
-            raise BuildError(at, f"no figure: the cell with label fig-{label} has no stored picture, "
-                                 f"and figures/{label}.svg does not exist")
+            raise BuildError(at, f"no figure: the cell with label fig-{label} has no stored picture")
+        for path in [vector_file(png, self.root), *places]:
+            if path.exists():
+                return self.picture(label or cell.id, path.read_bytes(), ".svg")
         return self.picture(label or cell.id, base64.b64decode(png), ".png")
 
     def figure(self, cell, at):

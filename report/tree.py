@@ -15,18 +15,18 @@ class BuildError(click.ClickException):
         super().__init__(f"{at}: {message}" if at else message)
 
 
-def pandoc(text, *options, at=""):
-    """Run pandoc on `text`; a warning of pandoc is an error here."""
+def pandoc(text, *options, folder=None):
+    """Run pandoc on `text` in `folder`; a warning of pandoc is an error here."""
     done = subprocess.run([pypandoc.get_pandoc_path(), "--fail-if-warnings", *map(str, options)],
-                          input=text, capture_output=True, encoding="utf-8")
+                          input=text, capture_output=True, encoding="utf-8", cwd=folder)
     if done.returncode:
-        raise BuildError(at, done.stderr.strip())
+        raise BuildError("", done.stderr.strip())
     return done.stdout
 
 
-def read_markdown(text, *options):
+def read_markdown(text, *options, folder=None):
     """The tree of a Markdown text."""
-    return json.loads(pandoc(text, "-f", READER, "-t", "json", *options))
+    return json.loads(pandoc(text, "-f", READER, "-t", "json", *options, folder=folder))
 
 
 def element(kind, *content):
@@ -52,6 +52,8 @@ def plain(node):
         return " "
     if kind in ("Code", "CodeBlock", "Math", "RawInline"):
         return content[1]
+    if kind == "Quoted":
+        return ("‘{}’" if content[0]["t"] == "SingleQuote" else "“{}”").format(plain(content[1]))
     if kind == "Cite":
         return plain(content[1])
     return plain(content)

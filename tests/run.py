@@ -20,27 +20,28 @@ sys.path.insert(0, str(ROOT))
 from report import cells  # noqa: E402
 
 
-def run(command, **kwargs):
-    """Run `command` in the project folder; its exit status."""
-    return subprocess.run(list(map(str, command)), cwd=ROOT, stdin=subprocess.DEVNULL, **kwargs)
+def run(tmp, *words, **kwargs):
+    """Run Python on `words` in the project folder, whatever the user has set; its exit status."""
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, stdin=subprocess.DEVNULL,
+                          **{"env": cells.environment(tmp), **kwargs})
 
 
 def sync(tmp):
     """what is derived agrees with its source (one count for each check)"""
     out = Path(tmp, "sync.json")
-    status = run([sys.executable, "-m", "report.check", "--json", out]).returncode
+    status = run(tmp, "-m", "report.check", "--json", out).returncode
     return counted(Counter(json.loads(out.read_text())) if out.exists() else Counter(), status)
 
 
 def nbdev_test(tmp):
     """every notebook runs (one count for each)"""
     notebooks = sorted(cells.notebooks(ROOT), key=lambda path: -path.stat().st_size)  # about the longest first
-    env = {"OMP_NUM_THREADS": "1", **os.environ}
+    env = {"OMP_NUM_THREADS": "1", **cells.environment(tmp)}
     command = Path(sys.executable).with_name("nbdev_test")  # as many at a time as processors, one thread each
 
     def test(notebook):
         start = time.perf_counter()
-        done = run([command, "--path", notebook], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = run(tmp, command, "--path", notebook, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         seconds = time.perf_counter() - start
         result = "failed" if done.returncode else "passed"
         print(f"{cells.name_of(notebook, ROOT):30} {seconds:6.1f} s  {result}", flush=True)
@@ -55,7 +56,7 @@ def nbdev_test(tmp):
 def pytest(tmp, *args):
     """pytest with `args`: one count for each test, taken from its report file."""
     out = Path(tmp, f"{len(os.listdir(tmp))}.xml")
-    status = run([sys.executable, "-m", "pytest", "-q", *args, f"--junitxml={out}"]).returncode
+    status = run(tmp, "-m", "pytest", "-q", *args, f"--junitxml={out}").returncode
     count = Counter()
     for case in ET.parse(out).iter("testcase") if out.exists() else ():
         kinds = {child.tag for child in case}

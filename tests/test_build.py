@@ -2,11 +2,13 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import typst
 from click import ClickException
+from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -79,7 +82,7 @@ def write(path, cell_list):
 def original(tmp_path_factory):
     """A sound project: chapters and rooms, their modules, README.md and a report of one chapter."""
     root = tmp_path_factory.mktemp("small project")  # with a blank in its name
-    for name in "settings.ini", "conftest.py", "nbval_sanitize.cfg", ".codespellrc":
+    for name in "settings.ini", "conftest.py", "pytest.ini", ".gitignore", "nbval_sanitize.cfg", ".codespellrc":
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / "report", root / "report", ignore=shutil.ignore_patterns("__pycache__"))
     meta = (root / "report" / "metadata.yaml").read_text(encoding="utf-8")
@@ -107,7 +110,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def project(original, tmp_path):
-    return Path(shutil.copytree(original, tmp_path / "a project"))
+    return Path(shutil.copytree(original, tmp_path / """it's "C#", 100% [1] $x é"""))
 
 
 def digest(root):
@@ -347,6 +350,180 @@ def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, ce
     with pytest.raises(BuildError) as error:
         build.typst_source(build.read_metadata(project), project, tmp_path)
     assert "01_sound.ipynb cell wrong" in error.value.message and message in error.value.message
+
+
+def wrong(root):
+    return {name: problem for name, problem in check.run(root) if problem}
+
+
+def collect(root):
+    """What pytest says when it looks for the notebooks' cells."""
+    return subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--collect-only", "-q", "nbs"], cwd=root,
+                          capture_output=True, text=True)
+
+
+def test_what_an_operating_system_adds_is_passed_over(project):
+    subprocess.run("git init -q . && git add .", shell=True, cwd=project, check=True)
+    for folder in "", "nbs", "nbs/rooms", "vae_gmm", "vae_gmm/deep", "figures", "report":
+        for name in "._01_sound.ipynb", "._sound.py", "._README.md", ".DS_Store", "Thumbs.db", "desktop.ini":
+            (project / folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(range(128, 256)))
+    assert wrong(project) == {}
+    assert "._" not in (done := collect(project)).stdout and done.returncode == 0
+    build.build_html(project / "a.html", project)
+
+
+def test_windows_line_ends_make_no_difference(project):
+    build.build_html(project / "a.html", project)
+    (project / "a.html").rename(project / "unix.page")
+    for path in digest(project):
+        if path.suffix not in (".page", ".pyc"):
+            path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    edit(project / "nbs" / "02_changed.ipynb", "(x):\\n", "(x):\\r\\n")  # inside a cell too
+    assert wrong(project) == {}
+    build.build_html(project / "a.html", project)
+    assert (project / "a.html").read_bytes() == (project / "unix.page").read_bytes()
+    assert collect(project).returncode == 0
+
+
+def test_a_repository_around_the_project_is_not_asked(project, monkeypatch):
+    outer = project.parent
+    subprocess.run(["git", "init", "-q", "."], cwd=outer, check=True)
+    (outer / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "--nonsense"\n')
+    assert "known to git" not in dict(check.run(project)) and wrong(project) == {}
+    assert collect(project).returncode == 0
+    monkeypatch.setenv("GIT_DIR", str(outer / ".git"))  # as in a hook of the outer one
+    subprocess.run(["git", "init", "-q", "."], cwd=project, env=cells.environment(outer), check=True)
+    assert "nbs/01_sound.ipynb" in wrong(project)["known to git"]
+
+
+def test_a_project_that_may_not_be_written_is_checked_and_printed(project, tmp_path):
+    for path in digest(project):
+        path.chmod(0o444)
+    assert wrong(project) == {}
+    for _ in range(2):
+        build.build_pdf(tmp_path / "a.pdf", project, source=tmp_path / "source")
+    assert all(path.stat().st_mode & 0o200 for path in digest(tmp_path / "source"))
+
+
+def run_notebook(path, **changes):
+    return subprocess.run([sys.executable, "-m", "report.run", path], cwd=path.parents[1], capture_output=True,
+                          text=True, env={**os.environ, **changes})
+
+
+@pytest.mark.parametrize("kernel", ["conda-env-foo-py", "ir", None])
+def test_the_kernel_of_another_environment_is_named_and_a_run_sets_it_right(project, kernel):
+    path = project / "nbs" / "02_changed.ipynb"
+    sound = path.read_text(encoding="utf-8")
+    nb = json.loads(sound)
+    nb["metadata"] = {"kernelspec": {"display_name": kernel, "language": "R", "name": kernel}} if kernel else {}
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    problem = dict(check.check_clean(project))["kernel 02_changed.ipynb"]
+    assert f"the kernel {kernel}, which others do not have" in problem
+    assert run_notebook(path).returncode == 0 and path.read_text(encoding="utf-8") == sound
+
+
+def test_what_the_user_has_set_does_not_change_a_run(project, tmp_path):
+    path = project / "nbs" / "09_plot.ipynb"
+    write(path, [code("import matplotlib.pyplot as plt\nplt.plot([1, 2])\n"
+                      "print('planted' in globals(), __debug__, plt.rcParams['lines.linewidth'])")])
+    assert run_notebook(path).returncode == 0
+    stored = path.read_bytes()
+    assert b"image/png" in stored and b"False True 1.5" in stored
+    user = tmp_path / "user"
+    for name, content in {"matplotlibrc": "lines.linewidth: 9", "start.py": "planted = 1",
+                          "profile_default/startup/00.py": "planted = 1",
+                          "profile_default/ipython_config.py": "c.InteractiveShellApp.exec_lines = ['planted = 1']",
+                          "matplotlib/matplotlibrc": "lines.linewidth: 9",
+                          "kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "x", "language": "x"}',
+                          }.items():
+        (user / name).parent.mkdir(parents=True, exist_ok=True)
+        (user / name).write_text(content)
+    homes = "IPYTHONDIR", "JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CONFIG_HOME"
+    done = run_notebook(path, **dict.fromkeys(homes, str(user)), MATPLOTLIBRC=str(user / "matplotlibrc"),
+                        PYTHONSTARTUP=str(user / "start.py"), MPLBACKEND="Agg", MAKEFLAGS="-n -j8", IN_TEST="1")
+    assert "as stored" in done.stdout, done.stderr
+    assert path.read_bytes() == stored
+    dropped = cells.environment(tmp_path).keys()
+    assert not {"MPLBACKEND", "JUPYTER_PATH", "PYTHONSTARTUP", "MAKEFLAGS", "GIT_DIR", "IN_TEST"} & dropped
+
+
+def test_a_figure_that_is_missing_after_a_run_is_an_error(project):
+    path = project / "nbs" / "09_plot.ipynb"
+    write(path, [code("#| label: fig-a\n#| fig-cap: A line.\nimport matplotlib\nmatplotlib.use('agg')\n"
+                      "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", {"image/png": PNG})])
+    before = path.read_bytes()
+    done = run_notebook(path)
+    assert done.returncode == 1 and "cell c0 has a fig-cap, but has drawn no figure" in done.stderr
+    assert path.read_bytes() == before
+
+
+def set_metadata(root, text):
+    (root / "report" / "metadata.yaml").write_text(text, encoding="utf-8")
+
+
+ODD = """title: 'Digits: a "good" *report* & <more> at $100 #1'
+authors:
+  - name: 'Ann "A." Lee & Co'
+    affiliation: 7
+  - {name: "Ke$ha \\\\ O'Neil <b>", email: 'a$b@example.org'}
+keywords: [a $ sign, 'b "c"']
+date: 2026-11-01
+chapters: [01_sound]
+"""
+
+
+@pytest.mark.parametrize("text, authors", [
+    (ODD, ['Ann "A." Lee & Co', "Ke$ha \\ O'Neil <b>"]), ("title: 7\nchapters: 01_sound", []),
+    ("title: x\nauthors:\nchapters: [01_sound]\nkeywords: one", []),
+    ("title: x\nchapters: [01_sound]\nauthors: []", []),
+    ("title: x\nauthors: Ann Lee\nchapters: [01_sound]", ["Ann Lee"]),
+    ("title: x\nauthors: [Ann Lee, {name: Bo}]\nchapters: [01_sound]", ["Ann Lee", "Bo"])])
+def test_titles_and_authors_are_printed_as_they_are(project, text, authors):
+    set_metadata(project, text)
+    build.build_pdf(project / "a.pdf", project, source=project / "source")
+    build.build_html(project / "a.html", project)
+    typ = (project / "source" / "report.typ").read_text(encoding="utf-8")
+    found, titles, parser = [], [], HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tag == "meta" and found.append(dict(attrs))
+    parser.handle_data = lambda data: titles.append(data) if parser.get_starttag_text() == "<title>" else None
+    parser.feed((project / "a.html").read_text(encoding="utf-8"))
+    assert [tag for tag in found if tag.get("name") == "author"] == [
+        {"name": "author", "content": author} for author in authors]
+    assert all(f"name: {json.dumps(author)}, " in typ for author in authors)
+    if text is ODD:
+        assert titles[0] == "Digits: a “good” report & <more> at $100 #1"
+        assert '"a $ sign", ' in typ and '"a$b@example.org"' in typ
+
+
+@pytest.mark.parametrize("text, message", [
+    ("title: Digits: a report", "report/metadata.yaml, line 1: mapping values are not allowed here. A text with"),
+    ("title: x\nsubtitle: @home", "line 2"), ("title: x\nabstract: [a]", "abstract must be a text"),
+    ("title: x\ncourse: {a}", "course must be a text"), ("authors: [Ann]", "there is no title"),
+    ("", "there is no title"), ("- title", "there is no title"), ("title: \0", "report/metadata.yaml"),
+    ("title: x\nauthors:\n  - affiliation: y", "an author has no name"), ("title: x\nauthors: [null]", "no name"),
+    (None, "report/metadata.yaml: cannot be read"), ("title: x\nchapters: [08_gone]", "chapter 08_gone")])
+def test_metadata_that_cannot_be_understood_gets_a_sentence(project, text, message):
+    set_metadata(project, text or "")
+    if text is None:
+        (project / "report" / "metadata.yaml").unlink()
+    done = CliRunner().invoke(build.main, ["--root", str(project)])
+    assert done.exit_code == 1 and message in done.output and not isinstance(done.exception, Exception)
+    assert not list(project.glob("report.*"))
+
+
+@pytest.mark.parametrize("name", ["sound", "01_sound", "00_sound", "17_sound"])
+def test_a_chapter_is_found_by_its_name(project, name):
+    page = project / "a.html"
+    done = CliRunner().invoke(build.main, ["--root", str(project), "--html", "--only", name, "--out", str(page)])
+    assert done.exit_code == 0 and "The sound module" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--only", "noise"], "there is no chapter noise; there are 01_sound"),
+    (["--out", "nowhere/a.pdf"], "nowhere/a.pdf: cannot be written")])
+def test_what_cannot_be_built_gets_a_sentence(project, words, message):
+    done = CliRunner().invoke(build.main, ["--root", str(project), *words])
+    assert done.exit_code == 1 and message in done.output and not isinstance(done.exception, Exception)
 
 
 @pytest.mark.parametrize("tex, typst_text", [

@@ -1,13 +1,19 @@
 """What the course project did with its images, and what was set right: filter, values, variation, noise, split."""
+import copy
+import gzip
 import os
+import pickle
+import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vae_gmm.data import SubsetImagesFromNPZ, as_images, augment_batch, split_indices, write_course_files
-from vae_gmm.files import InputError
+from vae_gmm.data import SubsetImagesFromNPZ, add_noise, as_images, augment_batch, check_labels, load_npz
+from vae_gmm.data import split_indices, write_course_files
+from vae_gmm.files import InputError, mnist_digits, npz_headers
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +182,302 @@ def test_the_three_files_share_no_image(tmp_path):
     assert np.bincount(parts["val"]["labels"])[[1, 4, 8]].tolist() == [5, 5, 5]
     seen = [image.tobytes() for part in parts.values() for image in part["data"]]
     assert len(seen) == len(set(seen)) == 1500
+
+
+# --- other forms of images, labels and indices, and what a session may have set ---------------------------------------
+@pytest.fixture
+def read_only(digits):
+    images = digits[0][:9].copy()
+    images.setflags(write=False)
+    return images
+
+
+@pytest.mark.parametrize("form", [
+    lambda x: x[..., None],
+    lambda x: torch.tensor(x)[..., None],
+    lambda x: x,  # read-only
+    lambda x: np.broadcast_to(x.astype(np.float32) / 255, x.shape),
+    lambda x: torch.tensor(x).to_sparse(),
+    lambda x: as_images(x).to_sparse(),
+    lambda x: as_images(x).requires_grad_(),
+    lambda x: torch.nn.Parameter(as_images(x)),
+    lambda x: as_images(x).to(memory_format=torch.channels_last),
+    lambda x: x / 255 * (1 + 1e-15),  # rounding
+    lambda x: np.ma.masked_array(x),  # nothing is masked
+])
+def test_more_forms_of_the_same_images(read_only, form):
+    torch.set_warn_always(True)
+    try: result = as_images(form(read_only))
+    finally: torch.set_warn_always(False)
+    assert torch.equal(result, as_images(read_only.copy())) and not result.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_other_widths(read_only, dtype):
+    x = as_images(read_only)
+    result = as_images(x.to(dtype))
+    assert result.dtype == torch.float32 and torch.equal(result, x.to(dtype).float())
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64])
+def test_memory_maps(read_only, tmp_path, mode, kind):
+    images = read_only if kind == np.uint8 else (as_images(read_only)[:, 0].numpy().astype(kind))
+    np.save(tmp_path / "x.npy", images)
+    torch.set_warn_always(True)
+    try: result = as_images(np.load(tmp_path / "x.npy", mmap_mode=mode))
+    finally: torch.set_warn_always(False)
+    assert torch.equal(result, as_images(read_only))
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda x: np.pad(x, ((0, 0), (2, 2), (2, 2))), r"shape \(9, 32, 32\); expected \(n, 28, 28\)"),
+    (lambda x: np.stack([x] * 3, 3), r"shape \(9, 28, 28, 3\)"),
+    (lambda x: x // 128, "holds 0 and 1 only"),
+    (lambda x: torch.tensor(x // 128).long(), "holds 0 and 1 only"),
+    (lambda x: x / 255 / 255, "divided by 255 twice"),
+    (lambda x: np.ma.masked_equal(x, 0), "masked entries"),
+    (lambda x: x.astype(object), "type object"),
+    (lambda x: x + 0j, "type complex128"),
+    (lambda x: [x[0], x[1][:20]], "cannot be read"),
+    (lambda x: torch.zeros(2, 784, device="meta"), "cannot be read"),
+    (lambda x: as_images(x)[:0], "holds no image"),
+    (lambda x: x * 1e300, "values from 0 to inf"),
+    (lambda x: None, "of type NoneType"),
+    (lambda x: "digits.npz", "of type str"),
+])
+def test_one_sentence_for_other_images(read_only, change, why):
+    with np.errstate(all="ignore"):
+        wrong = change(read_only)
+    with np.errstate(all="raise"), pytest.raises(InputError, match=f"^X: .*{why}") as caught:
+        as_images(wrong, "X")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("invert", [lambda x: 255 - x, lambda x: 1 - x / 255, lambda x: 1 - as_images(x),
+                                    lambda x: (255 - x).reshape(-1, 784), lambda x: np.concatenate([x, 255 - x[:1]])])
+def test_exchanged_ink_and_paper_are_questioned(digits, invert):
+    with pytest.warns(UserWarning, match="ink and paper were exchanged"):
+        as_images(invert(digits[0]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_right_images_are_not_questioned(digits):
+    x = as_images(digits[0])
+    g = torch.Generator().manual_seed(0)
+    strong = dict(rotation=45, scale=0.4, shift=6, flip=True)
+    for images in (digits[0] * 0, torch.rand(50, 784), torch.ones(3, 784), (digits[0] > 127) * 1.0,
+                   add_noise(augment_batch(x, g, **strong), 0.5, g), *(x[i:i + 1] for i in range(0, 150, 10))):
+        as_images(images)
+
+
+@pytest.mark.parametrize("given, right", [
+    ([1, -12, 8], [1, -12, 8]), ((1, 4, 8), [1, 4, 8]), (torch.tensor([1, 4, 8]), [1, 4, 8]),
+    (np.array([1, 4, 8], ">u2"), [1, 4, 8]), (np.array([1, 4, 8], np.uint64), [1, 4, 8]),
+    (["1", "4", "8"], "type <U1; expected whole numbers .convert"),
+    ([b"1"] * 3, "type |S1; expected whole numbers"),
+    ([1.0, 4.0, 8.0], "type float64; expected whole numbers .convert"),
+    (torch.tensor([1.0, 4, 8], requires_grad=True), "type float32; expected whole numbers"),
+    (np.array([1, 4, 8], object), "type object; expected whole numbers .convert"),
+    ([1, 4.5, 8], "expected whole numbers, as 4.5 is none"), ([1, np.nan, 8], "as nan is none"),
+    ([1, None, 8], "as None is none"), ([True, False, True], "type bool"),
+    ([[1], [4], [8]], r"shape \(3, 1\); expected one label an image, shape \(3,\)"),
+    (np.eye(3, dtype=int), r"shape \(3, 3\); expected one label an image, shape \(3,\)"),
+    ([1, 4], "holds 2 labels for 3 images; expected one each"), ([], "holds 0 labels for 3 images"),
+    ([1, -1, 8], "holds -1, which stands for no label"), (np.array([1, 4, 2**63], np.uint64), "less than 2..63"),
+    (np.ma.masked_equal([1, 4, 8], 4), "masked entries"), ({1, 4, 8}, "of type set"), (None, "of type NoneType"),
+    (4, "of type int"), ([[1], [4, 8]], "cannot be read"),
+])
+def test_labels_are_right_or_one_sentence(given, right):
+    if isinstance(right, str):
+        with pytest.raises(InputError, match=f"^y_val: .*{right}"):
+            check_labels(given, 3, "y_val")
+    else:
+        labels = check_labels(given, 3, "y_val")
+        assert labels.dtype == np.int64 and labels.tolist() == right
+
+
+def test_missing_labels_of_pandas():
+    pd = pytest.importorskip("pandas")
+    for missing in (pd.Series([1, None, 8], dtype="Int64"), pd.Series([1, pd.NA, 8]), pd.Series([1, None, 8])):
+        with pytest.raises(InputError, match="^labels: has type .*; expected whole numbers, as .* is none"):
+            check_labels(missing, 3)
+    assert check_labels(pd.Series([1, 4, 8], index=[7, 8, 9]), 3).tolist() == [1, 4, 8]
+
+
+@pytest.mark.parametrize("keep, right", [
+    (4, [4]), ((4,), [4]), ("4", [4]), ("1,4,8", [1, 4, 8]), ("1, 4, 8", [1, 4, 8]), ("1 4 8", [1, 4, 8]),
+    (("1", "4"), [1, 4]), ({1, 4}, [1, 4]), (range(5), [1, 4]), (iter([1, 4]), [1, 4]), (4.0, [4]),
+    (np.array([1, 4]), [1, 4]), (np.int64(4), [4]), (np.array(["1", "4"]), [1, 4]), (torch.tensor([1, 4]), [1, 4]),
+    (torch.tensor(4), [4]), (None, [1, 4, 7, 8]),
+    *((wrong, None) for wrong in ("148", "", "four", "1;4", [], 4.5, np.nan, np.inf, True, np.array([True, False]),
+                                  [None], [(1, 4), (8,)], b"148", ["1,4"], object())),
+])
+def test_labels_to_keep(file, keep, right):
+    if right is None:
+        with pytest.raises(InputError, match=r"^keep_labels is .*; expected whole numbers, such as \(1, 4, 8\)"):
+            SubsetImagesFromNPZ(file, keep)
+    else:
+        assert sorted(set(SubsetImagesFromNPZ(file, keep).labels.tolist())) == right
+
+
+def test_the_same_forms_for_the_course_files(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("vae_gmm.data.embedded_digits", lambda: digits)
+    for chosen in (4, "1,4", ("1", "4"), torch.tensor([1, 4])):
+        assert all(path.exists() for path in write_course_files(tmp_path, chosen, test_per_digit=np.int64(9)).values())
+    for wrong in (dict(digits="148"), dict(labels_per_digit=-1), dict(labels_per_digit=0), dict(test_per_digit=5.0)):
+        with pytest.raises(InputError, match="expected whole numbers"):
+            write_course_files(tmp_path / "new", **wrong)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("index", [
+    slice(0, 3), slice(None, None, -1), slice(5, 2), [0, 1, -1], [], (0, 1), range(3), np.array([1, 2], np.uint8),
+    torch.tensor([3, 1]), np.arange(150) % 2 == 0, torch.arange(150) % 2 == 0, [True] * 150])
+def test_many_at_once(file, index):
+    data, rows = SubsetImagesFromNPZ(file), list(range(150))
+    if not isinstance(index, slice):
+        rows = np.arange(150)[np.array(list(index), dtype=None if len(index) else int)]
+    else:
+        rows = rows[index]
+    x, labels = data[index]
+    assert torch.equal(x, data.images[list(rows)]) and torch.equal(labels, data.labels[list(rows)])
+
+
+@pytest.mark.parametrize("index", [3, -147, np.int8(3), np.array(3), torch.tensor(3)])
+def test_one_at_a_time(file, index):
+    data = SubsetImagesFromNPZ(file)
+    x, label = data[index]
+    assert torch.equal(x, data.images[3]) and label == int(data.labels[3]) and type(label) is int
+
+
+@pytest.mark.parametrize("index", [150, -151, [150], 2**70, 1.0, [1.0], "1", None, ..., True, [True] * 3, {1, 2},
+                                   [[0, 1], [2, 3]], [[1], [2, 3]], slice(0, 1.5), torch.tensor([1.0])])
+def test_no_other_index(file, index):
+    with pytest.raises(IndexError, match="expected an index from -150 to 149, a slice, a list or a mask$"):
+        SubsetImagesFromNPZ(file)[index]
+
+
+@pytest.mark.parametrize("wrong", [dict(noise_std=np.nan), dict(noise_std=np.inf), dict(noise_std="0.1"),
+                                   dict(noise_std=None), dict(seed=-1), dict(seed=1.5), dict(seed="a")])
+def test_settings_out_of_range(file, wrong):
+    with pytest.raises(InputError, match=f"^{list(wrong)[0]} is .*; expected a .*number that is not negative"):
+        SubsetImagesFromNPZ(file, **wrong)
+
+
+def test_settings_from_numpy(file):
+    data = SubsetImagesFromNPZ(file, noise_std=np.float64(0.2), seed=np.int64(3))
+    assert torch.equal(data[:9][0], SubsetImagesFromNPZ(file, noise_std=0.2, seed=3)[:9][0])
+    assert not torch.equal(*(SubsetImagesFromNPZ(file, noise_std=0.2, seed=None)[:9][0] for _ in range(2)))
+    for share in (np.nan, -1, 2, "half", None):
+        with pytest.raises(InputError, match="train_share is .*; expected a share between 0 and 1"):
+            split_indices(10, share)
+
+
+@contextmanager
+def default_type():
+    torch.set_default_dtype(torch.float64)
+    try: yield
+    finally: torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("session", [
+    default_type, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    lambda: np.errstate(all="raise"), lambda: torch.device("meta")])
+def test_whatever_the_session_has_set(file, digits, session):
+    def results():
+        data = SubsetImagesFromNPZ(file, noise_std=0.2, augment=True, flip=True, seed=4)
+        return *data.sample(torch.arange(40, device="cpu")), as_images(digits[0] / 255), data.images, data.labels
+    right = results()
+    with session():
+        found = results()
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, right))
+    assert not any(made.is_inference() for made in found[3:])  # they can be trained on
+
+
+@pytest.fixture
+def eight(tmp_path, digits):
+    np.savez(tmp_path / "same.npz", data=np.repeat(digits[0][:1], 8, 0))
+    return tmp_path / "same.npz"
+
+
+def epochs(path, seed=5, data=None, n=2, **how):
+    """n epochs of eight equal images, which noise and variation make different."""
+    data = data or SubsetImagesFromNPZ(path, noise_std=0.3, augment=True, seed=seed)
+    loader = DataLoader(data, batch_size=1, **how)
+    return [torch.cat([x for x, _ in loader]) for _ in range(n)]
+
+
+def test_workers_draw_their_own_random_numbers(eight):
+    streams = {}
+    for name, how in dict(none={}, two=dict(num_workers=2), persistent=dict(num_workers=2, persistent_workers=True),
+                          spawned=dict(num_workers=2, multiprocessing_context="spawn", n=1)).items():
+        streams[name] = epochs(eight, **how)
+        assert len(torch.cat(streams[name]).flatten(1).unique(dim=0)) == 8 * len(streams[name]), name
+    torch.manual_seed(1)  # another seed of the session, the same of the data set
+    again = epochs(eight, num_workers=2)
+    assert all(torch.equal(*pair) for pair in zip(again, streams["two"]))
+    assert all(torch.equal(*pair) for pair in zip(streams["spawned"], streams["two"]))
+    assert torch.equal(streams["persistent"][0], streams["two"][0])
+    assert not torch.equal(epochs(eight, seed=6, num_workers=2, n=1)[0], again[0])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data)),
+                                    lambda data: torch.utils.data.Subset(data, range(8))])
+def test_copies_go_on_as_the_data_set_would(eight, copied):
+    data = SubsetImagesFromNPZ(eight, noise_std=0.3, augment=True, seed=5)
+    assert all(torch.equal(*pair) for pair in zip(epochs(eight, data=copied(data)), epochs(eight)))
+    data = SubsetImagesFromNPZ(eight, noise_std=0.3, augment=True, seed=5)
+    assert len(torch.cat(epochs(eight, data=copied(data), num_workers=2)).flatten(1).unique(dim=0)) == 16
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+def test_what_an_operating_system_adds_to_an_archive(file, tmp_path):
+    notes = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(90)
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(tmp_path / "more.npz", "w") as new:
+        for name in ("__MACOSX/._data.npy", "._labels.npy", ".DS_Store", "Thumbs.db", "desktop.ini", "sub/"):
+            new.writestr(name, notes)
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert list(npz_headers(tmp_path / "more.npz")) == ["data", "labels"]
+    assert torch.equal(SubsetImagesFromNPZ(tmp_path / "more.npz").images, SubsetImagesFromNPZ(file).images)
+
+
+@pytest.mark.parametrize("names, there", [
+    (["images", "y"], "it holds 'images', 'y'"), (["a folder/data"], "it holds 'a folder/data'"),
+    ([], "it holds no array"), (["two\nlines", "ü"], r"it holds 'two\\nlines', 'ü'")])
+def test_the_arrays_that_are_there_are_named(tmp_path, digits, names, there):
+    np.savez(tmp_path / "x.npz", **dict.fromkeys(names, digits[0]))
+    with pytest.raises(InputError, match=rf"has no array 'data' \({there}\); expected 'data' \(n, 28, 28\)"):
+        load_npz(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", data=digits[0], y=digits[1])
+    with pytest.raises(InputError, match=r"no array 'labels' \(it holds 'data', 'y'\); expected one label"):
+        load_npz(tmp_path / "x.npz", require_labels=True)
+
+
+def test_the_way_out_for_files_of_mnist(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    with pytest.raises(InputError, match="expected the four MNIST files in .*raw$"):
+        mnist_digits(tmp_path)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(100))
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(100)))
+    with pytest.raises(InputError, match="unpacked: type gunzip -k"):
+        mnist_digits(tmp_path)
+    for ending, why in (("", "bytes in the format of MNIST"), (".gz", "packed with gzip")):
+        with pytest.raises(InputError, match=f"{why}; expected an npz file.*folder MNIST/raw"):
+            load_npz(raw / f"train-images-idx3-ubyte{ending}")
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda x: x // 128, "'data': holds 0 and 1 only"),
+    (lambda x: np.pad(x, ((0, 0), (2, 2), (2, 2))), r"'data': has shape \(150, 32, 32\)"),
+    (lambda x: x[..., None], None), (lambda x: x[:, None], None), (lambda x: 255 - x, "exchanged")])
+def test_files_are_judged_as_arrays_are(tmp_path, digits, change, why):
+    np.savez(tmp_path / "x.npz", data=change(digits[0]))
+    if why == "exchanged":
+        with pytest.warns(UserWarning, match=why): load_npz(tmp_path / "x.npz")
+    elif why:
+        with pytest.raises(InputError, match=why): load_npz(tmp_path / "x.npz")
+    else:
+        assert np.array_equal(load_npz(tmp_path / "x.npz").images, digits[0])

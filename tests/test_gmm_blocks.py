@@ -40,10 +40,11 @@ def test_blocks_give_the_answer_of_memory(kind, form, tmp_path):
 
 def test_more_rows_than_the_sample_that_starts_are_made_from():
     many = np.concatenate([X + 0.001 * i for i in range(40)])      # 260,000 rows of 4
-    arguments = dict(n_components=3, weights_init=[0.2, 0.3, 0.5], means_init=[[0.0] * 4, [4.0] * 4, [-3.0] * 4], tol=0, max_iter=15,
-                     precisions_init=[np.eye(4)] * 3)
+    arguments = dict(n_components=3, weights_init=[0.2, 0.3, 0.5], means_init=[[0.0] * 4, [4.0] * 4, [-3.0] * 4],
+                     precisions_init=[np.eye(4)] * 3, tol=0, max_iter=15)
     with pytest.warns(match="did not converge"):
-        same(GaussianMixture(**arguments).fit_blocks(many[i:i + 9999] for i in range(0, len(many), 9999)), GaussianMixture(**arguments).fit(many))
+        by_blocks = GaussianMixture(**arguments).fit_blocks(many[i:i + 9999] for i in range(0, len(many), 9999))
+        same(by_blocks, GaussianMixture(**arguments).fit(many))
 
 
 def test_blocks_with_weights_and_gaps():
@@ -51,6 +52,30 @@ def test_blocks_with_weights_and_gaps():
     arguments = dict(n_components=3, random_state=0, missing="marginalise")
     pairs = [(holes[i:i + 900], w[i:i + 900]) for i in range(0, len(X), 900)]
     same(GaussianMixture(**arguments).fit_blocks(pairs), GaussianMixture(**arguments).fit(holes, sample_weight=w))
+
+
+@pytest.mark.parametrize("form", ["function", "iterator"])
+def test_one_buffer_refilled_gives_what_fresh_arrays_give(form):
+    buffer, step = np.empty((650, 4)), 650
+    def refilled():
+        for i in range(0, len(X), step):
+            buffer[:] = X[i:i + step]
+            yield buffer
+    arguments = dict(n_components=3, random_state=0, max_iter=3, tol=0, init_params="random_from_data")
+    with pytest.warns(match="did not converge"):
+        a = GaussianMixture(**arguments).fit_blocks(refilled if form == "function" else refilled())
+        b = GaussianMixture(**arguments).fit_blocks(list(pieces(step)))
+    np.testing.assert_array_equal(a.means_, b.means_)
+
+
+def test_a_map_is_read_as_an_array_not_through_its_file(tmp_path):
+    np.save(tmp_path / "X.npy", X)
+    changed = np.load(tmp_path / "X.npy", mmap_mode="c")      # copy on write: the file keeps the old values
+    changed += 100
+    deleted = np.load(tmp_path / "X.npy", mmap_mode="r+")
+    (tmp_path / "X.npy").unlink()
+    for mapped, values in ((changed, X + 100), (deleted, X)):
+        same(GaussianMixture(3, random_state=0).fit_blocks(mapped), GaussianMixture(3, random_state=0).fit(values))
 
 
 def test_bad_blocks():
@@ -61,7 +86,8 @@ def test_bad_blocks():
     with pytest.raises(ValueError, match="Found 0 rows"):
         GaussianMixture().fit_blocks([])
     for blocks, what in ((3, "got 3"), (lambda: None, "got None")):
-        with pytest.raises(ValueError, match=f"blocks must be an iterable of arrays or a function that returns one, {what}"):
+        message = f"blocks must be an iterable of arrays or a function that returns one, {what}"
+        with pytest.raises(ValueError, match=message):
             GaussianMixture().fit_blocks(blocks)
     once = pieces()
     with pytest.raises(ValueError, match="blocks gave 6500 rows at first and 0 when asked again"):
@@ -81,7 +107,7 @@ del part
 X = np.memmap(path, dtype=float, mode="r", shape=(n, D))
 warnings.simplefilter("ignore")
 model = GaussianMixture(2, random_state=0, max_iter=3).fit_blocks(X)
-peak = re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1]      # of this process alone, unlike ru_maxrss
+peak = re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1]      # of this process, unlike ru_maxrss
 print(json.dumps([int(peak) / 1024, sorted(model.weights_)]))
 """
 

@@ -1,6 +1,6 @@
 """A thousand hard data sets: each fit ends in a finite model or in one clear error, soon and without a stray warning.
 
-`hard_case(seed)` draws data, constructor arguments and sample weights; the same seed gives the same case on any machine.
+`hard_case(seed)` draws data, constructor arguments and sample weights; the same seed gives the same case anywhere.
 """
 import time
 import warnings
@@ -13,8 +13,9 @@ from vae_gmm.mixture import GaussianMixture
 
 KINDS = ("full", "tied", "diag", "spherical")
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
-TROUBLES = ("duplicates", "one point", "collinear", "constant column", "few points", "far outlier", "scale", "column scales",
-            "offset", "tiny float32", "huge float32", "integers", "two values", "nearly collinear", "more columns than rows")
+TROUBLES = ("duplicates", "one point", "collinear", "constant column", "few points", "far outlier", "scale",
+            "column scales", "offset", "tiny float32", "huge float32", "integers", "two values", "nearly collinear",
+            "more columns than rows")
 
 
 def hard_case(seed):
@@ -70,8 +71,9 @@ def check(seed):
     return "model"
 
 
-CLEAR = ("ill-defined empirical covariance", "beyond the range of", "Expected n_samples >= n_components", "is NaN in every row",
-         "Sample weights must contain at least one non-zero number", "a minimum of 2 is required")
+CLEAR = ("ill-defined empirical covariance", "beyond the range of", "Expected n_samples >= n_components",
+         "is NaN in every row", "Sample weights must contain at least one non-zero number",
+         "a minimum of 2 is required")
 
 
 def test_the_thousand_cases_are_those_that_were_asked_for():

@@ -25,14 +25,16 @@ X = groups(1200)
 
 
 def same(a, b, atol=1e-8, names=("weights_", "means_", "covariances_")):
-    for name in names: np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=atol, rtol=atol, err_msg=name)
+    for name in names:
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=atol, rtol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("init", ["kmeans", "random", "k-means++", "random_from_data"])
 @pytest.mark.parametrize("n", [300, 40_000])
 def test_scikit_learns_answer_from_the_same_seed(kind, init, n):
-    if kind == "tied" and init in ("k-means++", "random_from_data"): pytest.skip("scikit-learn's start depends on the origin")
+    if kind == "tied" and init in ("k-means++", "random_from_data"):
+        pytest.skip("scikit-learn's start depends on the origin")
     Y = groups(n, seed=1)
     arguments = dict(n_components=3, covariance_type=kind, init_params=init, random_state=0, max_iter=20, tol=0)
     ours, theirs = GaussianMixture(**arguments).fit(Y), sklearn.mixture.GaussianMixture(**arguments).fit(Y)
@@ -53,15 +55,17 @@ def test_float32_is_computed_in_double(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_likelihood_never_falls(kind, seed):
-    model = GaussianMixture(4, covariance_type=kind, reg_covar=0, tol=0, max_iter=150, init_params="random", random_state=seed)
+    model = GaussianMixture(4, covariance_type=kind, reg_covar=0, tol=0, max_iter=150, init_params="random",
+                            random_state=seed)
     assert np.diff(model.fit(groups(800, seed, D=4, spread=2)).lower_bounds_).min() > -1e-10
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shift", [0.0, 1e6])
 def test_moving_and_scaling_the_data_moves_and_scales_the_model(kind, shift):
-    a = GaussianMixture(3, covariance_type=kind, reg_covar=0, random_state=0, means_init=X[:3]).fit(X)
-    b = GaussianMixture(3, covariance_type=kind, reg_covar=0, random_state=0, means_init=(X[:3] + shift) * 1e-9).fit((X + shift) * 1e-9)
+    arguments, moved = dict(n_components=3, covariance_type=kind, reg_covar=0, random_state=0), (X + shift) * 1e-9
+    a = GaussianMixture(means_init=X[:3], **arguments).fit(X)
+    b = GaussianMixture(means_init=moved[:3], **arguments).fit(moved)
     np.testing.assert_allclose(b.means_ * 1e9 - shift, a.means_, atol=1e-6)
     np.testing.assert_allclose(b.covariances_ * 1e18, a.covariances_, rtol=1e-5, atol=1e-6)
 
@@ -71,10 +75,12 @@ def test_moving_and_scaling_the_data_moves_and_scales_the_model(kind, shift):
 def test_integer_weights_are_copies_and_zero_is_absence(kind, init):
     w = np.random.default_rng(0).integers(0, 4, size=len(X))
     arguments = dict(n_components=3, covariance_type=kind, init_params=init, random_state=0)
-    weighted, copied = GaussianMixture(**arguments).fit(X, sample_weight=w), GaussianMixture(**arguments).fit(np.repeat(X, w, axis=0))
+    copies = np.repeat(X, w, axis=0)
+    weighted, copied = GaussianMixture(**arguments).fit(X, sample_weight=w), GaussianMixture(**arguments).fit(copies)
     same(weighted, copied)
     for name in ("score", "bic", "aic"):
-        np.testing.assert_allclose(getattr(weighted, name)(X, sample_weight=w), getattr(copied, name)(np.repeat(X, w, axis=0)), rtol=1e-10)
+        ours, theirs = getattr(weighted, name)(X, sample_weight=w), getattr(copied, name)(copies)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10)
     same(GaussianMixture(**arguments).fit(X, sample_weight=(w > 0)), GaussianMixture(**arguments).fit(X[w > 0]))
     same(GaussianMixture(**arguments).fit(X, sample_weight=w * 1e-3), weighted)
     same(GaussianMixture(**arguments).fit(X, sample_weight=2), GaussianMixture(**arguments).fit(X))
@@ -104,27 +110,34 @@ def test_gaps_the_means_are_within_two_standard_errors():
 @pytest.mark.parametrize("kind", KINDS)
 def test_gaps_in_answers(kind):
     truth, Y, _ = mixture_with_gaps(0, 400)
-    model = GaussianMixture(3, covariance_type=kind, missing="marginalise", random_state=0, reg_covar=0, tol=0, max_iter=60).fit(Y)
+    model = GaussianMixture(3, covariance_type=kind, missing="marginalise", random_state=0, reg_covar=0, tol=0,
+                            max_iter=60).fit(Y)
     assert np.diff(model.lower_bounds_).min() > -1e-10
-    full = {"full": model.covariances_, "tied": [model.covariances_] * 3, "diag": [np.diag(v) for v in model.covariances_] if kind == "diag" else 0,
-            "spherical": [v * np.eye(3) for v in model.covariances_] if kind == "spherical" else 0}[kind]
-    for y, log_prob in zip(Y[:50], model.score_samples(Y[:50])):      # the density of what was seen, by a smaller mixture
+    S = model.covariances_
+    full = {"full": lambda: S, "tied": lambda: [S] * 3, "diag": lambda: [np.diag(v) for v in S],
+            "spherical": lambda: [v * np.eye(3) for v in S]}[kind]()
+    for y, log_prob in zip(Y[:50], model.score_samples(Y[:50])):      # the density of what was seen
         o = ~np.isnan(y)
         if not o.any(): continue
-        part = GaussianMixture.from_parameters(model.weights_, model.means_[:, o], [np.asarray(S)[np.ix_(o, o)] for S in full])
+        seen = [np.asarray(S)[np.ix_(o, o)] for S in full]
+        part = GaussianMixture.from_parameters(model.weights_, model.means_[:, o], seen)
         np.testing.assert_allclose(part.score_samples(y[None, o])[0], log_prob)
-    np.testing.assert_allclose(model.predict_proba(np.full((1, 3), np.nan))[0], model.weights_)      # nothing seen: the weights
+    nothing_seen = np.full((1, 3), np.nan)
+    np.testing.assert_allclose(model.predict_proba(nothing_seen)[0], model.weights_)
     with pytest.raises(ValueError, match="contains NaN"): GaussianMixture(2).fit(Y)
-    with pytest.raises(ValueError, match="column 1"): GaussianMixture(2, missing="marginalise").fit(np.column_stack([Y[:, 0], Y[:, 1] * np.nan]))
+    with pytest.raises(ValueError, match="column 1"):
+        GaussianMixture(2, missing="marginalise").fit(np.column_stack([Y[:, 0], Y[:, 1] * np.nan]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_parameters(kind):
     fitted = GaussianMixture(3, covariance_type=kind, random_state=0).fit(X)
-    given = GaussianMixture.from_parameters(fitted.weights_, fitted.means_, fitted.covariances_, kind)
+    parameters = fitted.weights_, fitted.means_, fitted.covariances_, kind
+    given = GaussianMixture.from_parameters(*parameters)
     np.testing.assert_allclose(given.predict_proba(X), fitted.predict_proba(X), atol=1e-10)
-    for a, b in zip(given.sample(30, random_state=3), fitted.sample(30, random_state=3)): np.testing.assert_array_equal(a, b)
-    more = GaussianMixture.from_parameters(fitted.weights_, fitted.means_, fitted.covariances_, kind, warm_start=True, tol=1e-9).fit(X)
+    for a, b in zip(given.sample(30, random_state=3), fitted.sample(30, random_state=3)):
+        np.testing.assert_array_equal(a, b)
+    more = GaussianMixture.from_parameters(*parameters, warm_start=True, tol=1e-9).fit(X)
     assert more.score(X) > fitted.score(X) - 1e-6
 
 
@@ -149,23 +162,27 @@ def test_the_same_bits_for_any_number_of_threads(kind):
     Y, models = groups(60_000), []
     for threads in (1, 2, 2):
         with threadpoolctl.threadpool_limits(threads, user_api="blas"):
-            models.append(GaussianMixture(3, covariance_type=kind, means_init=Y[:3], init_params="random", random_state=0, max_iter=5).fit(Y))
+            models.append(GaussianMixture(3, covariance_type=kind, means_init=Y[:3], init_params="random",
+                                          random_state=0, max_iter=5).fit(Y))
     for other in models[1:]:
-        for name in ("means_", "covariances_", "lower_bounds_"): np.testing.assert_array_equal(getattr(models[0], name), getattr(other, name))
+        for name in ("means_", "covariances_", "lower_bounds_"):
+            np.testing.assert_array_equal(getattr(models[0], name), getattr(other, name))
 
 
 def test_fits_in_several_threads_leave_blas_as_it_was():
     from concurrent.futures import ThreadPoolExecutor
     Y = groups(50_000)
     before = [lib["num_threads"] for lib in threadpoolctl.threadpool_info()]
+    arguments = dict(n_components=3, means_init=Y[:3], init_params="random", random_state=0, max_iter=4)
     with ThreadPoolExecutor(3) as pool:
-        models = list(pool.map(lambda seed: GaussianMixture(3, means_init=Y[:3], init_params="random", random_state=0, max_iter=4).fit(Y), range(6)))
+        models = list(pool.map(lambda _: GaussianMixture(**arguments).fit(Y), range(6)))
     assert [lib["num_threads"] for lib in threadpoolctl.threadpool_info()] == before
     for m in models[1:]: np.testing.assert_array_equal(m.means_, models[0].means_)
 
 
 def test_an_init_that_scikit_learn_cannot_return():
-    model = GaussianMixture(3, weights_init=[0.2, 0.3, 0.5], means_init=X[:3], precisions_init=[np.eye(3)] * 3, max_iter=0).fit(X)
+    model = GaussianMixture(3, weights_init=[0.2, 0.3, 0.5], means_init=X[:3], precisions_init=[np.eye(3)] * 3,
+                            max_iter=0).fit(X)
     np.testing.assert_allclose(model.covariances_, [np.eye(3)] * 3, atol=1e-12)
     assert model.n_iter_ == 0 and not model.converged_
 
@@ -181,13 +198,16 @@ BAD = [
     (dict(), np.where(X > 1, np.inf, X), "X contains infinity"),
     (dict(), np.where(X > 1, np.nan, X), "X contains NaN"),
     (dict(), X[0], "Expected 2D array, got 1D"),
-    (dict(n_components=2, means_init=np.zeros((2, 2))), X, r"'means' should have the shape of \(2, 3\), but got \(2, 2\)"),
+    (dict(n_components=2, means_init=np.zeros((2, 2))), X,
+     r"'means' should have the shape of \(2, 3\), but got \(2, 2\)"),
     (dict(n_components=2, means_init=np.full((2, 3), np.nan)), X, "means_init contains NaN"),
     (dict(n_components=2, weights_init=[0.7, 0.7]), X, r"sum\(weights\) = 1.40000"),
     (dict(n_components=2, weights_init=[-0.5, 1.5]), X, "smallest is -0.50000, the largest 1.50000"),
-    (dict(precisions_init=[-np.eye(3)]), X, "'full precision' should be symmetric, positive-definite, but matrix 0 has the eigenvalue -1"),
+    (dict(precisions_init=[-np.eye(3)]), X,
+     "'full precision' should be symmetric, positive-definite, but matrix 0 has the eigenvalue -1"),
     (dict(precisions_init=[np.arange(9.0).reshape(3, 3)]), X, "matrix 0 is not symmetric"),
-    (dict(covariance_type="diag", precisions_init=[[1.0, 2.0, -3.0]]), X, "'diag precision' should be positive, but got -3"),
+    (dict(covariance_type="diag", precisions_init=[[1.0, 2.0, -3.0]]), X,
+     "'diag precision' should be positive, but got -3"),
 ]
 
 
@@ -198,7 +218,8 @@ def test_errors_name_argument_and_value(arguments, data, message):
 
 def test_errors_of_answers_and_weights():
     model = GaussianMixture(2, random_state=0).fit(X)
-    with pytest.raises(ValueError, match="X has 2 features, but GaussianMixture is expecting 3"): model.predict(X[:, :2])
+    with pytest.raises(ValueError, match="X has 2 features, but GaussianMixture is expecting 3"):
+        model.predict(X[:, :2])
     for bad in (0, 2.5):
         with pytest.raises(ValueError, match=f"Invalid value for 'n_samples': {bad}"): model.sample(bad)
     with pytest.raises(ValueError, match="[Nn]egative"): model.fit(X, sample_weight=-np.ones(len(X)))
@@ -211,7 +232,8 @@ def test_errors_of_answers_and_weights():
     (dict(means=[0.0, 1.0]), r"means must have the shape \(n_components, n_features\), but got \(2,\)"),
     (dict(means=[[0.0, np.inf], [1.0, 1.0]]), "means contains infinity"),
     (dict(covariances=np.eye(2)), r"'full covariance' should have the shape of \(2, 2, 2\), but got \(2, 2\)"),
-    (dict(covariances=[-np.eye(2)] * 2), "'full covariance' should be symmetric, positive-definite, but matrix 0 has the eigenvalue -1"),
+    (dict(covariances=[-np.eye(2)] * 2),
+     "'full covariance' should be symmetric, positive-definite, but matrix 0 has the eigenvalue -1"),
     (dict(covariance_type="round"), "covariance_type.*Got 'round'"),
 ])
 def test_errors_of_given_parameters(arguments, message):

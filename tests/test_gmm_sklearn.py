@@ -1,6 +1,6 @@
 """scikit-learn's own tests of `GaussianMixture`, run on ours, and scikit-learn's checks for estimators.
 
-The test file comes out of the installed scikit-learn wheel; only the name `GaussianMixture` in it is bound to our class.
+The test file comes out of the installed scikit-learn wheel; only its name `GaussianMixture` is bound to our class.
 Functions that reach behind the public interface are left out, each with its reason.
 """
 import importlib.util
@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from vae_gmm.mixture import GaussianMixture
 
+pytestmark = pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")      # their tests expect some
 HELPER = "calls scikit-learn's private function {} and no estimator"
 LEFT_OUT = {
     "test_suffstat_sk_full": HELPER.format("_estimate_gaussian_covariances_full"),
@@ -29,11 +30,12 @@ LEFT_OUT = {
     "test_gaussian_suffstat_sk_spherical": HELPER.format("_estimate_gaussian_covariances_spherical"),
     "test_compute_log_det_cholesky": HELPER.format("_compute_log_det_cholesky"),
     "test_gaussian_mixture_log_probabilities": HELPER.format("_estimate_log_gaussian_prob"),
-    "test_gaussian_mixture_precisions_init": "calls the private methods _initialize and _set_parameters of the estimator",
+    "test_gaussian_mixture_precisions_init":
+        "calls the private methods _initialize and _set_parameters of the estimator",
     "test_gaussian_mixture_all_init_does_not_estimate_gaussian_parameters":
         "counts the calls of scikit-learn's private function _estimate_gaussian_parameters",
     "test_gaussian_mixture_array_api_compliance":
-        "asks for scikit-learn's array_api_dispatch configuration; ours takes tensors without it (tests/test_gmm_tensors.py)",
+        "asks for scikit-learn's array_api_dispatch configuration; ours takes tensors without it (test_gmm_tensors.py)",
     "test_gaussian_mixture_raises_where_array_api_not_implemented":
         "asks for an error where ours works: k-means starts for tensors",
 }
@@ -69,7 +71,8 @@ def test_every_function_is_run_or_left_out_with_a_reason():
         assert len(THEIRS) - len(LEFT_OUT) >= 27
 
 
-@parametrize_with_checks([GaussianMixture(), GaussianMixture(missing="marginalise"), GaussianMixture(covariance_type="tied"),
+@parametrize_with_checks([GaussianMixture(), GaussianMixture(missing="marginalise"),
+                          GaussianMixture(covariance_type="tied"),
                           GaussianMixture(covariance_type="diag", init_params="k-means++"),
                           GaussianMixture(covariance_type="spherical", init_params="random")])
 def test_estimator_checks(estimator, check):
@@ -85,7 +88,8 @@ def test_in_a_pipeline():
 
 
 def test_in_a_grid_search():
-    search = GridSearchCV(GaussianMixture(random_state=0), {"n_components": [1, 2], "covariance_type": ["full", "spherical"]}).fit(X)
+    grid = {"n_components": [1, 2], "covariance_type": ["full", "spherical"]}
+    search = GridSearchCV(GaussianMixture(random_state=0), grid).fit(X)
     assert search.best_params_["n_components"] == 2
 
 
@@ -97,10 +101,12 @@ def test_clone_and_pickle():
 
 def test_constructor_methods_and_attributes():
     ours, theirs = GaussianMixture, sklearn.mixture.GaussianMixture
-    extra = {"__init__": ["missing"], "fit": ["sample_weight"], "fit_predict": ["sample_weight"], "score": ["sample_weight"],
-             "bic": ["sample_weight"], "aic": ["sample_weight"], "sample": ["random_state"]}
-    for name in ["__init__"] + [name for name in dir(theirs) if not name.startswith("_") and callable(getattr(theirs, name))]:
-        a, b = ([(p.name, p.default, p.kind) for p in inspect.signature(getattr(cls, name)).parameters.values()] for cls in (ours, theirs))
+    extra = {"__init__": ["missing"], "fit": ["sample_weight"], "fit_predict": ["sample_weight"],
+             "score": ["sample_weight"], "bic": ["sample_weight"], "aic": ["sample_weight"], "sample": ["random_state"]}
+    public = [name for name in dir(theirs) if not name.startswith("_") and callable(getattr(theirs, name))]
+    for name in ["__init__"] + public:
+        a, b = ([(p.name, p.default, p.kind) for p in inspect.signature(getattr(cls, name)).parameters.values()]
+                for cls in (ours, theirs))
         assert a[:len(b)] == b and [p[0] for p in a[len(b):]] == extra.get(name, []), name
     a, b = (cls(2, random_state=0).fit(X.astype(np.float32)) for cls in (ours, theirs))
     assert {name for name in vars(a) if name.endswith("_")} == {name for name in vars(b) if name.endswith("_")}
@@ -113,13 +119,16 @@ def bad(name, value, data=X, **more):
 
 
 @pytest.mark.parametrize("arguments, data", [
-    bad("n_components", 0), bad("n_components", 1.5), bad("tol", -1), bad("reg_covar", -1), bad("max_iter", -1), bad("n_init", 0),
-    bad("covariance_type", "x"), bad("init_params", "x"), bad("verbose", -1), bad("verbose_interval", 0), bad("warm_start", "x"),
-    bad("random_state", "x"), bad("weights_init", [1.0]), bad("weights_init", [0.7, 0.7]), bad("weights_init", [-0.5, 1.5]),
+    bad("n_components", 0), bad("n_components", 1.5), bad("tol", -1), bad("reg_covar", -1), bad("max_iter", -1),
+    bad("n_init", 0), bad("covariance_type", "x"), bad("init_params", "x"), bad("verbose", -1),
+    bad("verbose_interval", 0), bad("warm_start", "x"), bad("random_state", "x"), bad("weights_init", [1.0]),
+    bad("weights_init", [0.7, 0.7]), bad("weights_init", [-0.5, 1.5]),
     bad("means_init", X[:3]), bad("means_init", np.full((2, 2), np.nan)), bad("precisions_init", np.eye(2)),
     bad("precisions_init", [-np.eye(2)] * 2), bad("precisions_init", -np.eye(2), covariance_type="tied"),
-    bad("precisions_init", -np.ones((2, 2)), covariance_type="diag"), bad("precisions_init", -np.ones(2), covariance_type="spherical"),
-    bad("tol", 0.0, X[:, 0]), bad("tol", 0.0, X[:1]), bad("n_components", 5, X[:3]), bad("tol", 0.0, X * np.nan), bad("tol", 0.0, X * np.inf),
+    bad("precisions_init", -np.ones((2, 2)), covariance_type="diag"),
+    bad("precisions_init", -np.ones(2), covariance_type="spherical"),
+    bad("tol", 0.0, X[:, 0]), bad("tol", 0.0, X[:1]), bad("n_components", 5, X[:3]),
+    bad("tol", 0.0, X * np.nan), bad("tol", 0.0, X * np.inf),
     bad("tol", 0.0, X + 1j), bad("tol", 0.0, [["a"], ["b"]]), bad("reg_covar", 0.0, np.zeros((9, 2)))])
 @pytest.mark.filterwarnings("ignore")
 def test_messages_are_scikit_learns_or_say_more(arguments, data):

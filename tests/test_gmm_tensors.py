@@ -20,7 +20,8 @@ w = rng.integers(0, 3, size=len(X)).astype(float)
 def test_agrees_with_numpy(device, kind, init):
     arguments = dict(n_components=3, covariance_type=kind, init_params=init, random_state=0, max_iter=40)
     T, F = (torch.tensor(a, device=device) for a in (X, fresh))
-    ours, theirs = GaussianMixture(**arguments).fit(T, sample_weight=torch.tensor(w)), GaussianMixture(**arguments).fit(X, sample_weight=w)
+    ours = GaussianMixture(**arguments).fit(T, sample_weight=torch.tensor(w))
+    theirs = GaussianMixture(**arguments).fit(X, sample_weight=w)
     for name in ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_"):
         value = getattr(ours, name)
         assert isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.device.type == device
@@ -47,7 +48,8 @@ def test_single_precision(device):
 
 
 def test_starts_from_tensors_and_goes_on_from_them():
-    start = dict(weights_init=torch.full((3,), 1 / 3, dtype=torch.float64), means_init=torch.tensor([[0.0] * 3, [4.0] * 3, [-3.0] * 3], dtype=torch.float64),
+    start = dict(weights_init=torch.full((3,), 1 / 3, dtype=torch.float64),
+                 means_init=torch.tensor([[0.0] * 3, [4.0] * 3, [-3.0] * 3], dtype=torch.float64),
                  precisions_init=torch.eye(3, dtype=torch.float64).repeat(3, 1, 1))
     ours = GaussianMixture(3, warm_start=True, **start).fit(torch.tensor(X))
     theirs = GaussianMixture(3, warm_start=True, **{k: v.numpy() for k, v in start.items()}).fit(X)
@@ -57,16 +59,19 @@ def test_starts_from_tensors_and_goes_on_from_them():
 
 
 def test_a_gradient_is_left_out():
-    with_gradient, plain = (GaussianMixture(3, random_state=0).fit(torch.tensor(X, requires_grad=g)) for g in (True, False))
+    with_gradient, plain = (GaussianMixture(3, random_state=0).fit(torch.tensor(X, requires_grad=g))
+                            for g in (True, False))
     assert not with_gradient.means_.requires_grad and torch.equal(with_gradient.means_, plain.means_)
     assert not plain.score_samples(torch.tensor(fresh, requires_grad=True)).requires_grad
 
 
 def test_bad_tensors():
     model = GaussianMixture(2).fit(X)
-    with pytest.raises(ValueError, match="X has 2 features, but GaussianMixture is expecting 3"): model.predict(torch.tensor(fresh[:, :2]))
+    with pytest.raises(ValueError, match="X has 2 features, but GaussianMixture is expecting 3"):
+        model.predict(torch.tensor(fresh[:, :2]))
     with pytest.raises(ValueError, match="1D array"): model.fit(torch.tensor(X[0]))
     with pytest.raises(ValueError, match="int64"): model.fit(torch.ones(5, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="float32 or float64, got torch.bfloat16"): model.fit(torch.ones(5, 2, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="float32 or float64, got torch.bfloat16"):
+        model.fit(torch.ones(5, 2, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="NaN"): model.fit(torch.tensor(np.where(X > 3, np.nan, X)))
     with pytest.raises(ValueError, match="n_samples = 4"): GaussianMixture(5).fit(torch.tensor(X[:4]))

@@ -32,7 +32,7 @@ COLUMNS = 120
 
 def modules(lib):
     """The package's modules: {name: path}, such as `data` and `mixture.steps`; a package is its `__init__`."""
-    paths = [path for path in lib.rglob("*.py") if path.name != "_modidx.py"]
+    paths = [path for path in cells.files(lib, "*.py") if path.name != "_modidx.py"]
     return {".".join(path.relative_to(lib).with_suffix("").parts): path for path in sorted(paths)}
 
 
@@ -153,7 +153,7 @@ def size_faults(lib):
 def texts(root):
     """All code in lines: (what it is called, its text). Directives of cells (`#|`) are no code."""
     for folder in "vae_gmm", "report", "tests", "benchmarks":
-        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".typ", ".html")):
+        for path in (path for path in cells.files(root / folder, "*") if path.suffix in (".py", ".typ", ".html")):
             if path.name != "_modidx.py":  # nbdev's index
                 yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
     for path in cells.notebooks(root):

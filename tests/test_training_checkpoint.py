@@ -102,6 +102,20 @@ def test_a_checkpoint_of_the_first_edition_loads(tmp_path):
     assert set(meta) == set(HEADER) and tensors["best.weight"].tolist() == [[3, 4]]
 
 
+def test_a_step_size_that_is_a_tensor_is_written_as_a_number(tmp_path):
+    "A recorded step on a GPU keeps it in one, and the schedule repeats it."
+    path, state = tmp_path / "run.ckpt", new_state()
+    first_edition(path)
+    with torch.random.fork_rng():
+        state["best"], _ = load_checkpoint(path, state, {"epochs": 7}, HEADER["train"])
+    state["optimizer"].param_groups[0]["lr"] = torch.tensor(0.25)
+    state["scheduler"].step(3.0)
+    assert torch.is_tensor(state["scheduler"]._last_lr[0])
+    save_checkpoint(path, state, {"epochs": 7}, HEADER["train"])
+    meta = tensors_and_header(path)[1]
+    assert meta["groups"][0]["lr"] == 0.25 and meta["scheduler"]["_last_lr"] == [0.25]
+
+
 @pytest.mark.parametrize("changes, complaint", [
     (dict(config={"epochs": 8}), r"other settings \(epochs=8\)"),
     (dict(train="4 images, 0123456789abcdef"), "other images"),

@@ -1,4 +1,6 @@
 """The network and its loss against the course project's, written down here from its report; and what uses it."""
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -239,3 +241,85 @@ def test_the_elbo_is_taken_with_drawn_z(both, x):
     drawn = [vae_loss(*(out := model(x, seeded(i), sample=True))[:1], x, *out[1:]).elbo.item() for i in range(40)]
     assert abs(elbo(model, x, samples=40, seed=9) - np.mean(drawn)) < 0.05
     assert np.std(drawn) > 0
+
+
+# --- what a session may have set, and networks of other widths --------------------------------------------------------
+@contextmanager
+def default_type():
+    torch.set_default_dtype(torch.float64)
+    try: yield
+    finally: torch.set_default_dtype(torch.float32)
+
+
+SESSIONS = [default_type, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+            lambda: np.errstate(all="raise")]
+
+
+def uses(model, x):
+    """All that a network is used for."""
+    measures = np.array([*evaluate(model, x), elbo(model, x, 2)])
+    return encode(model, x), reconstruct(model, x), decode(model, [[0, 1]]), measures
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_whatever_the_session_has_set(x, session):
+    def made():
+        torch.manual_seed(0)
+        return VAE()
+    right = made()
+    with session():
+        found = made()
+        results = uses(found, x[:8])
+    assert all(torch.equal(a, b) and b.requires_grad and b.dtype == torch.float32 and not b.is_inference()
+               for a, b in zip(right.parameters(), found.parameters()))
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(results, uses(right, x[:8])))
+    vae_loss(*(out := found(x[:4]))[:1], x[:4], *out[1:]).loss.backward()  # it can be trained
+    assert all(p.grad is not None for p in found.parameters())
+
+
+@pytest.mark.parametrize("dtype, off", [(torch.float64, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_networks_of_other_widths(both, x, dtype, off):
+    right = uses(both[0], x[:8])
+    for found, expected in zip(uses(both[0].to(dtype), x[:8]), right):
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, atol=off, rtol=off)
+
+
+@pytest.mark.parametrize("z", [
+    [[0, 1]], np.array([[0.0, 1.0]]), np.broadcast_to(np.float32([0, 1]), (1, 2)), np.array([[1, 0]])[:, ::-1],
+    torch.tensor([[0.0, 1.0]], requires_grad=True), torch.tensor([[0.0, 1.0]], dtype=torch.float64)])
+def test_latent_points_of_every_kind(both, z):
+    torch.set_warn_always(True)
+    try: image = decode(both[0], z)
+    finally: torch.set_warn_always(False)
+    assert np.array_equal(image, decode(both[0], np.array([[0.0, 1.0]])))
+
+
+def test_each_layer_keeps_its_mode(both, x):
+    model = both[0].train()
+    model.dropout_fc.eval()  # as somebody set it
+    uses(model, x[:4])
+    assert model.training and model.dropout_conv.training and not model.dropout_fc.training
+    model.decode = None  # an error in the middle
+    with pytest.raises(TypeError):
+        evaluate(model, x[:4])
+    assert model.training and not model.dropout_fc.training and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("use", [encode, reconstruct, evaluate, elbo])
+@pytest.mark.parametrize("wrong, why", [(lambda x: x[:0], "got none"), (lambda x: x.numpy(), "got ndarray"),
+                                        (lambda x: x.flatten(1), r"got \(24, 784\)")])
+def test_one_sentence_for_other_images(both, x, use, wrong, why):
+    with pytest.raises(ValueError, match=f"^images must be? .*{why}$|^images must have .*{why}$"):
+        use(both[0], wrong(x))
+
+
+def test_settings_from_numpy():
+    model = VAE(np.int64(3), np.float64(0.1))
+    assert type(model.latent_dim) is int and type(model.dropout) is float and type(model.dropout_fc.p) is float
+    for wrong in (2.0, "2", None, np.nan):
+        with pytest.raises(ValueError, match="latent_dim must be at least 1, got .*; expected a whole number"):
+            VAE(wrong)
+    for wrong in (np.nan, "0.1", None, -0.1):
+        with pytest.raises(ValueError, match="dropout must be at least 0 and below 1, got"):
+            VAE(dropout=wrong)

@@ -1,9 +1,17 @@
 """Read handwritten digits without training labels: `from vae_gmm import VAE, GaussianMixture, VAEGMM`."""
+import sys
+
 __version__ = "0.1.0"
 
 __all__ = ["VAE", "GaussianMixture", "VAEGMM", "SubsetImagesFromNPZ"]
 
 _HOME = dict(zip(__all__, ("vae", "mixture.estimator", "classifier", "data")))  # the module of each
+
+if sys.argv[:1] == ["-m"]:  # Python looks for the module that `python -m` names; those inside have nothing to run
+    _, inside, word = sys.orig_argv[-len(sys.argv)].rpartition(f"{__name__}.")
+    if inside and word != "__main__":
+        print(f"Error: {inside}{word} is no program; type: python -m {__name__} --help", file=sys.stderr)
+        sys.exit(2)
 
 
 def __getattr__(name):

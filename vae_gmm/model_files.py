@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
 from .data import check_labels
@@ -26,21 +27,55 @@ from .vae import VAE
 # %% ../nbs/rooms/model_files.ipynb #817227c0
 _MODEL_FORMAT = "vae_gmm model 1"
 _MIXTURE_FORMAT = "vae_gmm mixture 1"
+_MAX_LATENT_DIM = 1024
+
+@lru_cache
+def _tensor_shapes(latent_dim):
+    "Name and shape of each tensor of the network, without memory for any."
+    with torch.device("meta"):
+        return {k: tuple(v.shape) for k, v in VAE(latent_dim).state_dict().items()}
+
+def _check_shapes(what, shapes, latent_dim):
+    "`InputError` unless `shapes` are those of the network."
+    expected = _tensor_shapes(latent_dim)
+    for name in sorted(expected | shapes, key=lambda k: k in expected and k in shapes):  # absent and unknown ones first
+        if shapes.get(name) != expected.get(name):
+            found = shapes.get(name, "missing")  # a shape, or a type that is not float32
+            wanted = f"shape {expected[name]} of float32" if name in expected else "no such tensor"
+            raise InputError(f"{what}: its tensors are not this network's; {name} "
+                             f"{'has shape' if type(found) is tuple else 'is'} {found}, "
+                             f"expected {wanted} with {latent_dim} latent dimensions")
+
+def _plain_weights(vae):
+    "The weights as a file holds them, contiguous float32 in host memory; `InputError` for what could not be read back."
+    what = f"the {type(vae).__name__}"
+    if not isinstance(getattr(vae, "_orig_mod", vae), VAE):
+        raise InputError(f"{what}: has no file format here; expected a VAE")
+    if vae.latent_dim > _MAX_LATENT_DIM:
+        raise InputError(f"{what}: has {vae.latent_dim} latent dimensions; expected {_MAX_LATENT_DIM} or fewer")
+    state = {k.replace("_orig_mod.", ""): v.detach() for k, v in vae.state_dict().items()}  # a compiled one's prefix
+    _check_shapes(what, {k: tuple(v.shape) if v.is_floating_point() and not v.is_meta else f"{v.dtype} on {v.device}"
+                         for k, v in state.items()}, vae.latent_dim)
+    weights = {k: v.to_dense().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+               for k, v in state.items()}
+    if not all(torch.isfinite(v).all() for v in weights.values()):
+        raise InputError(f"{what}: holds weights that are not finite in float32; expected finite ones")
+    return weights
 
 def model_id(vae):
-    "A fingerprint of a network's weights: 16 hexadecimal digits."
+    "A fingerprint of a network's weights, as its file holds them: 16 hexadecimal digits."
     digest = hashlib.sha256()
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    for name, value in sorted(_plain_weights(vae).items()):
+        digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 def save_vae(vae, path):
-    "Write a network to a safetensors file with its settings in the header, complete or not at all."
+    "Write a network, compiled or not, in float32 to a safetensors file with its settings, complete or not at all."
+    content = _plain_weights(vae)
     meta = dict(format=_MODEL_FORMAT, version=__version__,
                 architecture="convolutions 1-32-64-128-128-256, dense 512, mirrored",
-                latent_dim=vae.latent_dim, dropout=vae.dropout, pixels="grey values / 255, rows first")
-    tensors = {k: v.cpu().contiguous() for k, v in vae.state_dict().items()}
-    content = save(tensors, metadata={"vae_gmm": json.dumps(meta)})
+                latent_dim=vae.latent_dim, dropout=float(vae.dropout), pixels="grey values / 255, rows first")
+    content = save(content, metadata={"vae_gmm": json.dumps(meta)})
     with replacing(path) as part:
         part.write_bytes(content)  # the library's own writer makes files that nobody else can read
 
@@ -80,23 +115,6 @@ def _torch_tensors(path):
     return {name.replace("fc_log_sigma.", "fc_logvar."): value for name, value in state.items()}
 
 # %% ../nbs/rooms/model_files.ipynb #a7b9c458
-@lru_cache
-def _tensor_shapes(latent_dim):
-    "Name and shape of each tensor of the network, without memory for any."
-    with torch.device("meta"):
-        return {k: tuple(v.shape) for k, v in VAE(latent_dim).state_dict().items()}
-
-def _check_shapes(path, shapes, latent_dim):
-    "`InputError` unless `shapes` are those of the network."
-    expected = _tensor_shapes(latent_dim)
-    for name in sorted(expected | shapes, key=lambda k: k in expected and k in shapes):  # absent and unknown ones first
-        if shapes.get(name) != expected.get(name):
-            found = shapes.get(name, "missing")  # a shape, or a type that is not float32
-            wanted = f"shape {expected[name]} of float32" if name in expected else "no such tensor"
-            raise InputError(f"{path}: its tensors are not this network's; {name} "
-                             f"{'has shape' if type(found) is tuple else 'is'} {found}, "
-                             f"expected {wanted} with {latent_dim} latent dimensions")
-
 def safetensors_header(path):
     "What this package wrote about a safetensors file, as a dictionary, and the tensors' shapes; no tensor is read."
     try:
@@ -123,6 +141,7 @@ def _safetensors_description(path):
         raise InputError(f"{path}: not a model of this package; expected a header that says '{_MODEL_FORMAT}'")
     return shapes, meta.get("latent_dim"), meta.get("dropout")
 
+@torch.inference_mode(False)  # the network can be trained on, wherever it is loaded
 def load_vae(path):
     """The network in a file written by `save_vae`, or by `torch.save(model.state_dict())`, in evaluation mode.
 
@@ -133,7 +152,7 @@ def load_vae(path):
                          "or by torch.save(model.state_dict(), ...) in its present format")
     state = _torch_tensors(path) if start[:2] == b"PK" else None
     shapes, size, dropout = _torch_description(state) if state is not None else _safetensors_description(path)
-    if (type(size) is not int or not 1 <= size <= 1024
+    if (type(size) is not int or not 1 <= size <= _MAX_LATENT_DIM
             or type(dropout) not in (int, float) or not 0 <= dropout < 1):
         raise InputError(f"{path}: not a model of this package (latent_dim={size!r}, dropout={dropout!r})")
     _check_shapes(path, shapes, size)
@@ -150,11 +169,16 @@ def load_vae(path):
 # %% ../nbs/rooms/model_files.ipynb #e20d0dc4
 def save_gmm(gmm, classes, shares, path, written_for=""):
     "Write a mixture with full covariances and its labels' shares (K, C) to an npz, complete or not at all."
-    write_npz(path, format=np.array(_MIXTURE_FORMAT), weights=gmm.weights_, means=gmm.means_,
-              covariances=gmm.covariances_, classes=classes, shares=shares, model_id=np.array(written_for))
+    check_is_fitted(gmm)
+    if gmm.covariance_type != "full":
+        raise InputError(f"{path}: the mixture has covariances of type {gmm.covariance_type!r}; expected 'full'")
+    arrays = dict(weights=gmm.weights_, means=gmm.means_, covariances=gmm.covariances_, classes=classes, shares=shares)
+    arrays |= {name: np.asarray(value, dtype=float) for name, value in arrays.items() if name != "classes"}
+    arrays["classes"] = _mixture_of(arrays, path)[1]  # what could not be read is not written
+    write_npz(path, format=np.array(_MIXTURE_FORMAT), **arrays, model_id=np.array(written_for))
 
 def _mixture_arrays(path):
-    "The arrays of a file written by `save_gmm`, of the right types and dimensions."
+    "The arrays of a file written by `save_gmm`, not yet looked at."
     start = first_bytes(path, "a mixture file")
     if start[:1] == b"\x80":
         raise InputError(f"{path}: a pickle; {_PICKLE_ADVICE}")
@@ -169,17 +193,16 @@ def _mixture_arrays(path):
     if str(arrays["format"]) != _MIXTURE_FORMAT:
         raise InputError(f"{path}: not a mixture of this package; "
                          f"its array 'format' does not say '{_MIXTURE_FORMAT}'")
+    return arrays
+
+def _mixture_of(arrays, path):
+    "(mixture, labels (C,), shares (K, C)) from the arrays of a file; `InputError` unless all is as it should be."
     for name, ndim in (("weights", 1), ("means", 2), ("covariances", 3), ("shares", 2)):
         if name not in arrays or arrays[name].dtype != np.float64 or arrays[name].ndim != ndim:
             raise InputError(f"{path}: damaged mixture; "
                              f"expected an array '{name}' of float64 with {ndim} dimensions")
     if "classes" not in arrays:
         raise InputError(f"{path}: damaged mixture; expected an array 'classes'")
-    return arrays
-
-def load_gmm(path):
-    "(mixture, labels (C,), shares (K, C), model id) from a file of `save_gmm`; raises `InputError` for anything else."
-    arrays = _mixture_arrays(path)
     weights, shares = arrays["weights"], arrays["shares"]
     classes = check_labels(arrays["classes"], shares.shape[1], f"{path}: 'classes'")
     if len(np.unique(classes)) != len(classes):
@@ -188,8 +211,13 @@ def load_gmm(path):
         raise InputError(f"{path}: damaged mixture; "
                          "expected 'shares' with a row for each component that sums to one")
     try:
-        with np.errstate(over="raise", invalid="raise"):
+        with np.errstate(all="ignore", over="raise", invalid="raise"):
             gmm = GaussianMixture.from_parameters(weights, arrays["means"], arrays["covariances"])
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as err:
         raise InputError(f"{path}: damaged mixture ({err})") from err
-    return gmm, classes, shares, str(arrays.get("model_id", ""))
+    return gmm, classes, shares
+
+def load_gmm(path):
+    "(mixture, labels (C,), shares (K, C), model id) from a file of `save_gmm`; raises `InputError` for anything else."
+    arrays = _mixture_arrays(path)
+    return *_mixture_of(arrays, path), str(arrays.get("model_id", ""))

@@ -5,6 +5,8 @@
 # %% ../nbs/02_vae.ipynb #153d6260
 from __future__ import annotations
 
+from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -67,8 +69,8 @@ class StrideOneConvTranspose2d(nn.ConvTranspose2d):
 
     Parameters, their names and the result are those of `nn.ConvTranspose2d`.
     """
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, padding: int = 1):
-        super().__init__(in_channels, out_channels, kernel_size, stride=1, padding=padding)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, padding: int = 1, **how):
+        super().__init__(in_channels, out_channels, kernel_size, stride=1, padding=padding, **how)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H - 1 - 2 * padding + kernel_size, ...)."""
@@ -89,29 +91,32 @@ def checked(x: Tensor) -> Tensor:
 # %% ../nbs/02_vae.ipynb #6669c9b1
 class VAE(nn.Module):
     """Convolutional variational autoencoder for 28 x 28 images: x -> z (B, latent_dim) -> logits of x."""
+    @torch.inference_mode(False)  # its weights can be trained, wherever it is made
     def __init__(self,
                  latent_dim: int = 2,    # D, the number of latent coordinates
                  dropout: float = 0.2):  # share of channels and of units set to zero in training
         super().__init__()
-        if latent_dim < 1: raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
-        if not 0 <= dropout < 1: raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-        self.latent_dim, self.dropout = latent_dim, dropout
-        # encoder: 28 x 28 -> 14 x 14 -> 7 x 7
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(64, 128, 3, padding=1)
-        self.conv4 = nn.Conv2d(128, 128, 3, stride=2, padding=1)
-        self.conv5 = nn.Conv2d(128, 256, 3, padding=1)
-        self.fc1 = nn.Linear(256 * 7 * 7, 512)
-        self.fc_mu, self.fc_logvar = nn.Linear(512, latent_dim), nn.Linear(512, latent_dim)
+        if not (isinstance(latent_dim, Integral) and latent_dim >= 1):
+            raise ValueError(f"latent_dim must be at least 1, got {latent_dim!r}; expected a whole number")
+        if not (isinstance(dropout, Real) and 0 <= dropout < 1):
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+        self.latent_dim, self.dropout, f32 = int(latent_dim), float(dropout), dict(dtype=torch.float32)
+        # encoder: 28 x 28 -> 14 x 14 -> 7 x 7, in float32 whatever torch's default is
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1, **f32)
+        self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1, **f32)
+        self.conv3 = nn.Conv2d(64, 128, 3, padding=1, **f32)
+        self.conv4 = nn.Conv2d(128, 128, 3, stride=2, padding=1, **f32)
+        self.conv5 = nn.Conv2d(128, 256, 3, padding=1, **f32)
+        self.fc1 = nn.Linear(256 * 7 * 7, 512, **f32)
+        self.fc_mu, self.fc_logvar = (nn.Linear(512, latent_dim, **f32) for _ in range(2))
         # decoder: 7 x 7 -> 14 x 14 -> 28 x 28
-        self.fc2 = nn.Linear(latent_dim, 256 * 7 * 7)
-        self.deconv1 = StrideOneConvTranspose2d(256, 128)
-        self.deconv2 = nn.ConvTranspose2d(128, 128, 3, stride=2, padding=1, output_padding=1)
-        self.deconv3 = StrideOneConvTranspose2d(128, 64)
-        self.deconv4 = nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1)
-        self.deconv5 = StrideOneConvTranspose2d(32, 1)
-        self.dropout_conv, self.dropout_fc = nn.Dropout2d(dropout), nn.Dropout(dropout)  # in both halves
+        self.fc2 = nn.Linear(latent_dim, 256 * 7 * 7, **f32)
+        self.deconv1 = StrideOneConvTranspose2d(256, 128, **f32)
+        self.deconv2 = nn.ConvTranspose2d(128, 128, 3, stride=2, padding=1, output_padding=1, **f32)
+        self.deconv3 = StrideOneConvTranspose2d(128, 64, **f32)
+        self.deconv4 = nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1, **f32)
+        self.deconv5 = StrideOneConvTranspose2d(32, 1, **f32)
+        self.dropout_conv, self.dropout_fc = nn.Dropout2d(self.dropout), nn.Dropout(self.dropout)  # in both halves
         self.to(memory_format=torch.channels_last)  # how the weights lie in memory, not what they are
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,60 +148,65 @@ class VAE(nn.Module):
         return self.decode(z), mu, logvar
 
 # %% ../nbs/02_vae.ipynb #37b9a87c
-@torch.no_grad()
+@contextmanager
+def at_rest(model, images=None):
+    "Within the block no dropout, no gradients, no autocast; gives a weight, for the device and type that data need."
+    if images is not None and not len(checked(images)): raise ValueError("images must be one or more, got none")
+    modes, weight = {module: module.training for module in model.modules()}, next(model.parameters())
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False): yield weight
+    finally:
+        for module, mode in modes.items(): module.training = mode
+
+
+# %% ../nbs/02_vae.ipynb #37b9a87d
 def evaluate(model, images, batch_size=512):
     "Mean (reconstruction, kl) over images (n, 1, 28, 28), with z = mu and no dropout; the model's mode stays."
-    was_training, device, terms = model.training, next(model.parameters()).device, []
-    model.eval()
-    for batch in images.split(batch_size):
-        batch = batch.to(device)
-        logits, mu, logvar = model(batch)
-        loss = vae_loss(logits, batch, mu, logvar)
-        terms.append(torch.stack([loss.reconstruction, loss.kl]))
-    model.train(was_training)
-    sizes = [min(batch_size, len(images) - start) for start in range(0, len(images), batch_size)]
+    terms, sizes = [], []
+    with at_rest(model, images) as weight:
+        for batch in images.split(batch_size):
+            batch = batch.to(weight)
+            logits, mu, logvar = model(batch)
+            loss = vae_loss(logits, batch, mu, logvar)
+            terms.append(torch.stack([loss.reconstruction, loss.kl]))
+            sizes.append(len(batch))
     return (sum(t * n for t, n in zip(torch.stack(terms).cpu().double(), sizes)) / len(images)).tolist()
 
+
 # %% ../nbs/02_vae.ipynb #fb0b6d07
-@torch.inference_mode()
 def encode(
     model,
     images,  # (n, 1, 28, 28) float32 in [0, 1]
     batch_size=512,
 ):
     "Latent means mu (n, latent_dim) as a float64 NumPy array."
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    mu = torch.cat([model.encode(batch.to(device))[0].cpu() for batch in images.split(batch_size)])
-    model.train(was_training)
-    return mu.double().numpy()
+    with at_rest(model, images) as weight:
+        mu = torch.cat([model.encode(batch.to(weight))[0].cpu() for batch in images.split(batch_size)])
+        return mu.double().numpy()
 
-@torch.inference_mode()
 def decode(model, z, batch_size=512):
     "Grey values (n, 1, 28, 28) float32 NumPy in [0, 1] for latent points z (n, latent_dim)."
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    z = torch.as_tensor(np.asarray(z), dtype=torch.float32)
-    x = torch.cat([torch.sigmoid(model.decode(batch.to(device))).cpu() for batch in z.split(batch_size)])
-    model.train(was_training)
-    return x.numpy()
+    z = z.detach() if torch.is_tensor(z) else torch.from_numpy(np.array(z, dtype=np.float32))
+    with at_rest(model) as weight:
+        x = torch.cat([torch.sigmoid(model.decode(batch.to(weight))).cpu() for batch in z.split(batch_size)])
+        return x.float().numpy()
 
 def reconstruct(model, images, batch_size=512):
     "The decoder's image of each latent mean: (n, 1, 28, 28) float32 NumPy in [0, 1]."
     return decode(model, encode(model, images, batch_size), batch_size)
 
+
 # %% ../nbs/02_vae.ipynb #b7524cdc
-@torch.inference_mode()
 def elbo(model, images, samples=10, seed=0, batch_size=512):
     "The bound of eq. (2.4), in nats an image: mean over images (n, 1, 28, 28) and draws of z; without dropout."
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    generator = torch.Generator(device).manual_seed(seed)
     total = 0.0
-    for batch in images.split(batch_size):
-        batch = batch.to(device)
-        for _ in range(samples):
-            logits, mu, logvar = model(batch, generator=generator, sample=True)
-            total += vae_loss(logits, batch, mu, logvar).elbo.item() * len(batch)
-    model.train(was_training)
+    with at_rest(model, images) as weight:
+        generator = torch.Generator(weight.device).manual_seed(seed)
+        for batch in images.split(batch_size):
+            batch = batch.to(weight)
+            for _ in range(samples):
+                logits, mu, logvar = model(batch, generator=generator, sample=True)
+                total += vae_loss(logits, batch, mu, logvar).elbo.item() * len(batch)
     return total / samples / len(images)
+

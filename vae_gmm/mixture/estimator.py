@@ -232,15 +232,15 @@ def mean_score(log_prob, sample_weight):
     w = check_sample_weight(sample_weight, len(log_prob))
     return float(np.average(log_prob[w > 0], weights=w[w > 0]))
 
-def parameter_count(model):
+def parameter_count(K, D, covariance_type):
     "nu of eq. (E.1)."
-    (K, D), shared = model.means_.shape, model.means_.shape[1] * (model.means_.shape[1] + 1) // 2
-    return K - 1 + K * D + {"full": K * shared, "tied": shared, "diag": K * D, "spherical": K}[model.covariance_type]
+    square = D * (D + 1) // 2
+    return K - 1 + K * D + {"full": K * square, "tied": square, "diag": K * D, "spherical": K}[covariance_type]
 
 def criterion(model, X, sample_weight, price):
     "Minus twice the log-likelihood, and `price(n)` for each parameter."
     n = X.shape[0] if sample_weight is None else float(check_sample_weight(sample_weight, X.shape[0]).sum())
-    return -2 * model.score(X, sample_weight=sample_weight) * n + price(n) * parameter_count(model)
+    return -2 * model.score(X, sample_weight=sample_weight) * n + price(n) * model._n_parameters()
 
 # %% ../../nbs/rooms/mixture/estimator.ipynb #c6d7c154
 def samples(model, n_samples, random_state):
@@ -299,6 +299,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.init_params, self.random_state, self.warm_start = init_params, random_state, warm_start
         self.verbose, self.verbose_interval = verbose, verbose_interval
 
+    def _n_parameters(self): return parameter_count(*self.means_.shape, self.covariance_type)
     def __sklearn_tags__(self): return with_gaps(super().__sklearn_tags__(), self.missing)
     @classmethod
     def from_parameters(cls, weights, means, covariances, covariance_type="full", **kwargs):

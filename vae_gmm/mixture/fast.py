@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import threadpoolctl
-from numpy.lib.stride_tricks import sliding_window_view
 
 # %% ../../nbs/rooms/mixture/fast.ipynb #e1aef79f
 @functools.lru_cache(maxsize=64)
@@ -83,9 +82,8 @@ class FeatureProducts:
         Phi, z, self.a, (self.m, self.s) = rows[:F], rows[F - D: F], rows[F + D // 2: -2], rows[-2:]
         z[:], Phi[F - D - 1] = Z, 1
         if self.type == "full":
-            rows[F: F + D // 2], half = Z[: D // 2], (D + 1) // 2
-            ahead = sliding_window_view(rows[F - D: F - D + half + D - 1], D, axis=0).swapaxes(1, 2)
-            np.multiply(z, ahead, out=Phi[: half * D].reshape(half, D, b))      # ahead[d, j] is z_(j+d)
+            rows[F: F + D // 2], ahead = Z[: D // 2], rows[F - D: F + D // 2]
+            for d in range((D + 1) // 2): np.multiply(z, ahead[d: d + D], out=Phi[d * D: (d + 1) * D])
             if D % 2 == 0: np.multiply(z[: D // 2], z[D // 2:], out=Phi[D * D // 2: D * (D + 1) // 2])
         elif self.type == "diag": np.multiply(z, z, out=Phi[:D])
         elif self.type == "spherical": np.einsum("ji,ji->i", z, z, out=Phi[0])
