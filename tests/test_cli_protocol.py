@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def test_reconstruction(course):
         assert int(image) == i
         assert float(ssim) == pytest.approx(structural_similarity(x[i], y[i].astype(float), data_range=1), abs=2e-4)
         assert float(closeness) == pytest.approx(1 - np.mean((x[i] - y[i]) ** 2), abs=1e-4)
+    assert out.splitlines()[12:] == ["Network: vae.pth", "Reconstructions: vae_reconstructed.npz"]
     mean = out.splitlines()[11].split()
     assert mean[0] == "mean" and float(mean[1]) == pytest.approx(np.mean([float(row[1]) for row in rows]), abs=1e-4)
 
@@ -84,6 +86,8 @@ def test_classifier(course):
     values = metrics(out)
     assert list(values) == METRICS
     assert values["accuracy"] == values["f1_micro"] == pytest.approx(np.mean(predicted == labels), abs=1e-6)
+    said = ["Network: vae.pth", "Mixture: gmm_params.pkl", "Predictions: vae.csv, 50 images"]
+    assert out.splitlines()[-3:] == said
     table = [list(map(int, line.split())) for line in out.splitlines() if re.fullmatch(r"[\d ]+", line)]
     counts = [[t, *(int(((labels == t) & (predicted == p)).sum()) for p in (1, 4, 8))] for t in (1, 4, 8)]
     assert table == [[1, 4, 8], *counts]
@@ -93,6 +97,65 @@ def test_classifier(course):
     code, out, err = run(folder, "test_classifier", folder / "bare.npz", "--model", folder / "vae.pth", "--quiet")
     assert (code, out, err) == (0, "", "")
     np.testing.assert_array_equal(predictions(folder), predicted)
+
+
+def test_the_network_in_the_other_folder(course, tmp_path):
+    """With --out-dir, files are found where train has put them; of two with one name, none is taken by mistake."""
+    folder, _, _ = course
+    for name in ("vae.pth", "gmm_params.pkl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    words = "test_classifier", folder / "TEST.npz", "--out-dir", "new"
+    (tmp_path / "new").mkdir()
+    code, out, err = run(tmp_path, *words)  # only here
+    assert code == 0 and "Network: vae.pth\nMixture: gmm_params.pkl\nPredictions: new/vae.csv" in out, err
+    for name in ("vae.pth", "gmm_params.pkl"):
+        (tmp_path / name).rename(tmp_path / "new" / name)
+    code, out, err = run(tmp_path, *words)  # only there
+    assert code == 0 and "Network: new/vae.pth\nMixture: new/gmm_params.pkl\nPredictions: new/vae.csv" in out, err
+    (tmp_path / "vae.pth").write_bytes(b"")
+    (tmp_path / "new" / "vae.csv").unlink()
+    said = f"Error: vae.pth: is here and in new; expected --model new/vae.pth or {tmp_path.resolve() / 'vae.pth'}\n"
+    for command in ("test_classifier", "test_reconstruction"):
+        assert run(tmp_path, command, *words[1:]) == (1, "", said)
+    assert not (tmp_path / "new" / "vae.csv").exists()
+    code, out, err = run(tmp_path, *words, "--model", "new/vae.pth")
+    assert code == 0 and "Network: new/vae.pth" in out, err
+
+
+NAMES = ["-week 3", b"caf\xe9 'x'", b'a\n"$(b)"\t%d\\x', "Ü`1`"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_what_is_printed_can_be_typed(name, tmp_path, monkeypatch):
+    """Names that begin with a dash, hold blanks, quotes, or bytes of another encoding."""
+    from click.testing import CliRunner
+    from vae_gmm.cli import vae_gmm
+    name = os.fsdecode(name)
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    done = runner.invoke(vae_gmm, ["data", "--labels-per-digit", "390", "--out-dir", name], prog_name="vae_gmm")
+    typed = done.output.splitlines()[-1].removeprefix("Next: vae_gmm ")
+    show = f"{shlex.quote(sys.executable)} -c 'import os, sys; print(*map(os.fsencode, sys.argv[1:]), sep=chr(10))' "
+    shown = subprocess.run(show + typed, shell=True, capture_output=True, text=True, check=True).stdout.splitlines()
+    start = "./" * name.startswith("-")
+    paths = [f"{start}{name}/mnist_1_4_8_{part}.npz" for part in ("train", "val")]
+    assert shown == ["b'train'", *map(repr, map(os.fsencode, paths))] and typed.isprintable()
+    assert all((tmp_path / path).exists() for path in paths)
+    files = f"{name}.pth", f"{name}.pkl"
+    words = ["train", *paths, "--model", files[0], "--gmm", files[1], "--epochs", "1", "--out-dir", name]
+    done = runner.invoke(vae_gmm, words, prog_name="vae_gmm")
+    assert done.exit_code == 0, done.output
+    typed = done.output.splitlines()[-1].removeprefix("Next: vae_gmm ")
+    line = f"{shlex.quote(sys.executable)} -m vae_gmm {typed} --out-dir out"
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and len(predictions(tmp_path / "out")) == 300, done.stderr
+    words = ["test_reconstruction", paths[1], "--model", files[0], "--out-dir", name]
+    assert runner.invoke(vae_gmm, words).exit_code == 0
+    for path in (tmp_path / name).iterdir():
+        done = runner.invoke(vae_gmm, ["info", "--", f"{name}/{path.name}"])
+        assert done.exit_code == 0, done.output
 
 
 def test_labels_the_mixture_does_not_know(course):
@@ -413,6 +476,15 @@ def test_help_is_quick():
     for words, exit_code in ((["--help"], 0), (["train", "--help"], 0), (["--version"], 0), ([], 0), (["train"], 2)):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment())
         assert done.returncode == exit_code and done.stdout.splitlines()[-1] == "loaded"
+
+
+@pytest.mark.parametrize("command", [[], ["data"], ["train"], ["test_reconstruction"], ["test_classifier"], ["info"]])
+def test_help_without_docstrings(command):
+    """`python -OO` drops docstrings; the help is none."""
+    words = ["-m", "vae_gmm", *command, "--help"]
+    outs = [subprocess.run([sys.executable, *options, *words], capture_output=True, text=True, env=environment()).stdout
+            for options in ([], ["-OO"])]
+    assert outs[0] == outs[1] and len(outs[0]) > 100
 
 
 def test_help_names_every_command(tmp_path):

@@ -373,7 +373,8 @@ plain("folder of the model missing", "train train.npz val.npz --model nowhere/va
 plain("folder of the mixture missing", "train train.npz val.npz --model new.pth --gmm nowhere/g",
       "nowhere/g: the folder nowhere does not exist")
 plain("output folder missing", TEST + " --out-dir nowhere", "nowhere/vae.csv: the folder nowhere does not exist")
-plain("output folder missing for data", "data --out-dir nowhere", "nowhere: no such folder", "--out-dir")
+plain("output folder missing for data", "data --out-dir nowhere",
+      "nowhere/mnist_1_4_8_train.npz: the folder nowhere does not exist", "expected an existing folder")
 plain("a folder in the model's place", "train train.npz val.npz --model .", ".: cannot be written, it is a folder")
 plain("a name that is too long to write", "train train.npz val.npz --epochs 1 --model " + "m" * 250,
       "mmm: cannot be written (File name too long)")
@@ -544,3 +545,51 @@ def test_standard_output_on_a_full_disk(good):
     with open("/dev/full", "w") as full:
         code, _, err = run(good, "info", "train.npz", stdout=full)
     assert code == 1 and err == "Error: standard output: No space left on device\n"
+
+
+@pytest.fixture
+def many(good, tmp_path):
+    """A folder with the good files, and with so many training images that they need memory."""
+    for path in good.iterdir():
+        os.link(path, tmp_path / path.name)
+    (tmp_path / "train.npz").unlink()
+    np.savez(tmp_path / "train.npz", data=np.resize(data(good)["data"], (60_000, 28, 28)))
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit of the address space")
+@pytest.mark.parametrize("more", [-300, 100, 300])
+def test_too_little_memory(many, more):
+    """Under a limit of the shell, of so many MB above what the modules take: too little to load, to read, to train."""
+    peak = "import vae_gmm.classifier, tqdm; print(*[x for x in open('/proc/self/status') if x.startswith('VmPeak')])"
+    done = subprocess.run([sys.executable, "-c", peak], capture_output=True, text=True, env=environment(), check=True)
+    limit = int(done.stdout.split()[1]) * 1024 + more * 2**20
+    code, out, err = run(many, *TRAIN.split(), "--epochs", "1", "--batch-size", "512", "--quiet",
+                         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    said = "Error: not enough memory for this; expected fewer images or a smaller --batch-size\n"
+    assert (code, out, err) == (1, "", said) and not list(many.glob(".*")) and not list(many.glob("new*"))
+
+
+def fails_with(error, cause=None):
+    def fail():
+        raise error from cause
+    return fail
+
+
+def test_words_for_too_little_memory():
+    """Those of Python, NumPy, torch and the system; not those in the name of a file."""
+    import errno
+    import torch
+    from vae_gmm.cli import lacks_memory
+    from vae_gmm.files import InputError
+    full = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    short = [fails_with(MemoryError()), fails_with(full), fails_with(InputError("a: damaged"), full),
+             lambda: np.empty(2**60), lambda: torch.empty(2**60), lambda: bytearray(2**62),
+             fails_with(ImportError("a.so: failed to map segment from shared object")),
+             fails_with(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))]
+    other = [fails_with(InputError("out of memory.npz: no such file")), fails_with(RuntimeError("shapes differ")),
+             fails_with(FileNotFoundError(errno.ENOENT, "No such file", "out of memory")), lambda: np.empty(-1)]
+    for function in short + other:
+        with pytest.raises(Exception) as caught:
+            function()
+        assert lacks_memory(caught.value) is (function in short), caught.value

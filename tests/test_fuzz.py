@@ -1,12 +1,14 @@
 """10,000 damaged files through the loaders: each gives a result or an `InputError`, soon, in little memory.
 
-Nothing in them runs. The files are small good ones with a few changes: bits turned over, bytes replaced, pieces cut
-out, doubled or moved, numbers in headers exchanged. Half of the npz files are damaged as they are, where the checksum
-usually notices; in the other half an array is damaged and the archive around it made anew. The random
-numbers are seeded.
+Lines of words through the commands, some with a damaged file among them: each does its work, or says in one line why
+not, and leaves nothing half written. Nothing in the files runs. The files are small good ones with a few changes: bits
+turned over, bytes replaced, pieces cut out, doubled or moved, numbers in headers exchanged. Half of the npz files are
+damaged as they are, where the checksum usually notices; in the other half an array is damaged and the archive around it
+made anew. The random numbers are seeded.
 """
 import io
 import json
+import os
 import pickle
 import re
 import resource
@@ -14,10 +16,13 @@ import signal
 import sys
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from vae_gmm.checkpoint import CHECKPOINT_FORMAT
 from vae_gmm.classifier import read_settings
@@ -103,10 +108,10 @@ def npz_bytes(write, **arrays):
 
 
 @contextmanager
-def limits(memory):
-    """At most so many bytes of memory more than now, and ten seconds of computing until `limits.renew` is called."""
+def limits(memory, seconds=10):
+    """At most so many bytes of memory more than now, and so many seconds of computing until the function is called."""
     def too_long(*_):
-        raise AssertionError("ten seconds of computing on one file")
+        raise AssertionError(f"{seconds} seconds of computing on one file")
 
     statm = Path("/proc/self/statm")  # on Linux, the memory in use in pages
     now = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
@@ -115,7 +120,7 @@ def limits(memory):
         resource.setrlimit(resource.RLIMIT_AS, (now + memory, before[1]))
     watch.on = True
     try:
-        yield lambda: signal.setitimer(signal.ITIMER_PROF, 10)
+        yield lambda: signal.setitimer(signal.ITIMER_PROF, seconds)
     finally:
         watch.on = False
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -289,3 +294,100 @@ def test_memory_for_declared_sizes(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2**22
+
+
+# --- lines of words for the commands --------------------------------------------------------------------------------
+LINES = int(os.environ.get("FUZZ_LINES", 100))  # a longer run: FUZZ_LINES=1000 pytest tests/test_fuzz.py -k lines
+GOOD_LINES = [line.split() for line in (
+    "train train.npz val.npz --model new.pth --gmm new.pkl", "train.npz val.npz train new.pth new.pkl --epochs 1",
+    "train train.npz val.npz --recipe course --checkpoint state --seed 1 --beta 0.5 --dropout 0 --keep-labels 1,4",
+    "test_classifier test.npz --model vae.pth --gmm gmm.pkl", "test.npz test_classifier vae.pth gmm.pkl",
+    "test_classifier test.npz --model vae.pth --gmm gmm.pkl --keep-labels 1,8 --out-dir out --device cpu",
+    "test_reconstruction recon.npz --model vae.pth", "recon.npz test_reconstruction vae.pth --out-dir out",
+    "data --digits 1,4 --labels-per-digit 3 --seed 2 --out-dir out", "data --force --root .", "info vae.pth",
+    "info gmm.pkl", "info train.npz", "info vae.csv", "--help", "train --help", "--version")]
+PLACES = ["train.npz", "val.npz", "test.npz", "recon.npz", "vae.pth", "gmm.pkl", "bad", ".", "out", "nowhere",
+          "nowhere/x", "new", "/dev/null", "", "-", "--", "-x", "ü 'x'", "\x1b[2J", "caf\udce9",
+          "n" * 300, "out of memory"]
+VALUES = ["0", "1", "-1", "2", "0.5", "1e-320", "1e308", "1e999", "nan", "-inf", "4294967295", "4294967296", "9" * 30,
+          "0x1", "1_0", "½", "1,4", "1,4,8", "4,4", "-1,9", ",", "9" * 5000, "cpu", "cuda:9", "auto", "course", "fast"]
+OPTIONS = ["--model", "--gmm", "--out-dir", "--epochs", "--batch-size", "--beta", "--dropout", "--max-minutes",
+           "--seed", "--keep-labels", "--checkpoint", "--device", "--quiet", "-q", "--recipe", "--digits", "--root",
+           "--labels-per-digit", "--force", "--help", "-h", "--no", "train", "test_classifier", "info"]
+
+
+def changed(line, rng):
+    """A line with up to three of its words replaced, mostly by others of their kind, dropped, doubled or new."""
+    line = list(line)
+    for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+        at, kind = int(rng.integers(len(line) + 1)), rng.integers(10)
+        old = line[at:at + 1]
+        kinds = OPTIONS, VALUES, PLACES, ["bad"] * len(PLACES)
+        right = 0 if old and old[0] in OPTIONS else 1 if old and old[0] in VALUES else 2 + rng.integers(2)
+        word = str(rng.choice(kinds[right if rng.random() < 0.8 else rng.integers(3)]))
+        line[at:at + 1] = ([[word]] * 7 + [[word, *old], [], old * 2])[kind]
+    return line
+
+
+def listing(folder):
+    """What can change about the files in a folder and those below."""
+    stats = {path: path.lstat() for path in folder.rglob("*")}
+    return {path: (s.st_size, s.st_mtime_ns, s.st_ino) for path, s in stats.items() if not path.is_dir()}
+
+
+@pytest.fixture
+def commands(good, tmp_path, monkeypatch):
+    """A folder to be in, commands that are soon done, and a function that makes the folder as it was."""
+    from vae_gmm import cli, data
+    train_network, (keep, folder) = cli.train_network, (tmp_path / "keep", tmp_path / "here")
+
+    def briefly(clf, *args):
+        clf.n_init = 1
+        clf.config = replace(clf.config, epochs=1, batch_size=max(clf.config.batch_size, 16))
+        train_network(clf, *args)
+
+    monkeypatch.setattr(cli, "train_network", briefly)
+    monkeypatch.setattr(data, "embedded_digits", cache(data.embedded_digits))
+    keep.mkdir()
+    for path in good.iterdir():
+        os.link(path, keep / path.name)
+    (keep / "vae.csv").write_text("Predicted_Label\n4\n")
+
+    def renew():
+        for path in folder.glob("*"):
+            path.unlink() if path.is_file() or path.is_symlink() else [x.unlink() for x in path.iterdir()]
+        (folder / "out").mkdir(parents=True, exist_ok=True)
+        for path in keep.iterdir():
+            os.link(path, folder / path.name)
+
+    renew()
+    monkeypatch.chdir(folder)
+    return renew
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lines(commands):
+    from vae_gmm.cli import vae_gmm
+    folder, runner, rng, codes = Path.cwd(), CliRunner(), np.random.default_rng(8), []
+    sources = [path.read_bytes()[:10**6] for path in sorted(folder.iterdir()) if path.is_file()]
+    for words in GOOD_LINES[:2]:  # what they import and set up is not the line's doing
+        runner.invoke(vae_gmm, words)
+        commands()
+    seen_events.clear()
+    with limits(2**31, 60) as renew:
+        for i in range(LINES):
+            Path("bad").write_bytes(damaged(sources[rng.integers(len(sources))], rng))
+            words, before = changed(GOOD_LINES[rng.integers(len(GOOD_LINES))], rng), listing(folder)
+            renew()
+            result = runner.invoke(vae_gmm, words, prog_name="vae_gmm")
+            codes.append(result.exit_code)
+            assert result.exception is None or isinstance(result.exception, SystemExit), (words, result.exception)
+            assert result.exit_code in (0, 1, 2) and "Traceback" not in result.output, words
+            after = listing(folder)
+            assert not [path for path in after if path.name.endswith(".part")], words
+            if result.exit_code:
+                assert result.output.splitlines()[-1].startswith("Error: "), (words, result.output)
+                assert {k: v for k, v in after.items() if k.name != "state"} == before, words  # a checkpoint stays
+            commands()
+    assert not seen_events and {0, 1, 2} == set(codes)
+    print({code: codes.count(code) for code in (0, 1, 2)})

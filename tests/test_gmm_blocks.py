@@ -78,7 +78,44 @@ def test_a_map_is_read_as_an_array_not_through_its_file(tmp_path):
         same(GaussianMixture(3, random_state=0).fit_blocks(mapped), GaussianMixture(3, random_state=0).fit(values))
 
 
+def test_columns_with_names_are_matched_by_name():
+    pd = pytest.importorskip("pandas")
+    for names in (["a", "b", "c", "d"], [0, 1, 2, 3]):
+        A, B = (pd.DataFrame(part, columns=names) for part in (X[:3000], X[3000:]))
+        for blocks in ([A, B[names[::-1]]], iter([A, B[names[::-1]]])):
+            model = GaussianMixture(3, random_state=0).fit_blocks(blocks)
+            same(model, GaussianMixture(3, random_state=0).fit(X))
+            assert list(getattr(model, "feature_names_in_", [])) == (names if names[0] == "a" else [])
+    same(GaussianMixture(3, random_state=0).fit_blocks(pd.DataFrame(X)), GaussianMixture(3, random_state=0).fit(X))
+    for other in (B.rename(columns={0: "z"}), B.to_numpy(), B.iloc[:, :3], B[[0, 0, 1, 2]]):
+        with pytest.raises(ValueError, match=r"block 1 has the column names .*, but the blocks before it have \[0, 1"):
+            GaussianMixture().fit_blocks([A, other])
+
+
+@pytest.mark.parametrize("fit", [lambda model, Y: model.fit(Y), lambda model, Y: model.fit_blocks(Y),
+                                 lambda model, Y: model.fit_blocks([Y]), lambda model, Y: model.fit_blocks(iter([Y]))])
+def test_what_a_type_says_of_its_entries_is_heeded_or_refused(fit):
+    pd = pytest.importorskip("pandas")
+    small, gaps = X[:300], X[:300] > 3
+    right = GaussianMixture(missing="marginalise").fit(np.where(gaps, np.nan, small)).means_
+    for hidden in (np.ma.masked_array(small, gaps), pd.DataFrame(small).convert_dtypes().mask(gaps)):
+        np.testing.assert_allclose(fit(GaussianMixture(missing="marginalise"), hidden).means_, right, atol=1e-9)
+        with pytest.raises(ValueError, match="NaN"): fit(GaussianMixture(), hidden)
+    class Metres(np.ndarray): unit = "m"
+    for value, words in ((small.view(Metres), "has the unit m"), (small.astype("M8[s]"), "of the type datetime64"),
+                         (pd.DataFrame(small.astype("m8[s]")), "of the type timedelta64"),
+                         (np.zeros((9, 1), dtype=[("a", float)]), "of the type .*'a'"), (small + 1j, "(?i)complex"),
+                         (np.full((9, 2), "a", dtype=object), "float: 'a'; .* must hold numbers")):
+        with pytest.raises(ValueError, match=words): fit(GaussianMixture(), value)
+    np.testing.assert_array_equal(fit(GaussianMixture(), small.astype(object)).means_,
+                                  GaussianMixture().fit(small).means_)
+
+
 def test_bad_blocks():
+    for blocks, message in (({"a": X}, "got {'a'"), ("X.npy", "got 'X.npy'"), ([(X, None, 3)], "block 0 .* a tuple"),
+                            (X[:, 0], r"block 0 must have the shape \(rows, columns\), but has \(6500,\)"),
+                            (X[None], r"but has \(1, 6500, 4\)"), ([X, X[0]], r"block 1 .* has \(4,\)")):
+        with pytest.raises(ValueError, match=message): GaussianMixture().fit_blocks(blocks)
     with pytest.raises(ValueError, match="block 1 has 3 columns, but the blocks before it have 4"):
         GaussianMixture().fit_blocks([X, X[:, :3]])
     with pytest.raises(ValueError, match="block 1 contains NaN"):

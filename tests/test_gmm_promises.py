@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sklearn.mixture
 import threadpoolctl
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from vae_gmm.mixture import GaussianMixture, fit_best
 
@@ -253,3 +253,70 @@ def test_verbose_says_what_scikit_learn_says(capsys):
         cls(3, random_state=0, verbose=1, verbose_interval=2, tol=1e-8, n_init=2, max_iter=300).fit(X)
         return capsys.readouterr().out
     assert lines(GaussianMixture) == lines(sklearn.mixture.GaussianMixture)
+
+
+def fitted_attributes(model): return {name for name in vars(model) if name.endswith("_")}
+
+
+def test_no_attribute_of_an_earlier_fit_survives():
+    pd, torch = pytest.importorskip("pandas"), pytest.importorskip("torch")
+    data = X[:200, :2]
+    frame = pd.DataFrame(data, columns=["a", "b"])
+    ways = {"frame": lambda m: m.fit(frame), "array": lambda m: m.fit(data),
+            "tensor": lambda m: m.fit(torch.tensor(data)), "blocks": lambda m: m.fit_blocks([data]),
+            "frames": lambda m: m.fit_blocks([frame])}
+    for first in ways:
+        for second in ways:
+            used, new = ways[second](ways[first](GaussianMixture(2))), ways[second](GaussianMixture(2))
+            assert fitted_attributes(used) == fitted_attributes(new) and type(used.means_) is type(new.means_)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
+def test_a_fit_that_does_not_end_leaves_no_fit(error):
+    data = np.random.default_rng(0).normal(size=(200, 2))
+    def blocks(passes=[]):
+        passes.append(1)
+        if len(passes) > 3: raise error
+        yield data
+    model = GaussianMixture(2).fit(data)
+    with pytest.raises(error): model.fit_blocks(blocks)
+    assert not fitted_attributes(model)
+    with pytest.raises(NotFittedError): model.predict(data)
+
+
+@pytest.mark.parametrize("change, columns, words", [
+    (dict(n_components=4), 3, "n_components=3, but n_components=4"), ({}, 2, "3 features, but X has 2 features"),
+    (dict(covariance_type="diag"), 3, "covariance_type='tied', not 'diag'"),
+    (dict(covariance_type="full"), 3, "covariance_type='tied', not 'full'")])
+def test_warm_start_with_another_shape_is_refused(change, columns, words):
+    data = np.random.default_rng(0).normal(size=(200, 3))
+    model = GaussianMixture(3, covariance_type="tied", warm_start=True, tol=1).fit(data).set_params(**change)
+    with pytest.raises(ValueError, match=words): model.fit(data[:, :columns])
+    if "covariance_type" in change:
+        with pytest.raises(ValueError, match=words): model.set_params(**change).predict(data)
+        with pytest.raises(ValueError, match=words): model.sample()
+
+
+def test_n_init_goes_on_when_one_start_collapses():
+    rng = np.random.default_rng(1)
+    data = np.concatenate([np.repeat(rng.normal(size=(1, 2)) * 4, 8, 0), rng.normal(size=(40, 2)),
+                           rng.normal(size=(40, 2)) + 4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(6): GaussianMixture(5, reg_covar=0, n_init=10, random_state=seed).fit(data)
+    with pytest.raises(ValueError, match="ill-defined"):
+        GaussianMixture(2, reg_covar=0, n_init=3).fit(np.zeros((9, 2)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpys_error_state_changes_nothing(kind):
+    rng = np.random.default_rng(0)
+    data = np.concatenate([rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 100])
+    arguments = dict(n_components=2, covariance_type=kind, random_state=0)
+    right = GaussianMixture(**arguments).fit(data)
+    for state in ("raise", "ignore"):
+        with np.errstate(all=state):
+            for model in (GaussianMixture(**arguments).fit(data), GaussianMixture(**arguments).fit_blocks([data])):
+                np.testing.assert_allclose(model.means_, right.means_, atol=1e-12)
+            np.testing.assert_array_equal(model.predict_proba(data), right.predict_proba(data))
+            assert model.score(data) == pytest.approx(right.score(data)) and model.sample(3)

@@ -75,3 +75,34 @@ def test_bad_tensors():
         model.fit(torch.ones(5, 2, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="NaN"): model.fit(torch.tensor(np.where(X > 3, np.nan, X)))
     with pytest.raises(ValueError, match="n_samples = 4"): GaussianMixture(5).fit(torch.tensor(X[:4]))
+    for tensor, words in ((torch.ones(5, 2).to_sparse(), "dense tensor"), (torch.ones(5, 2, device="meta"), "'meta'"),
+                          (torch.ones(0, 3), "0 sample"), (torch.ones(1, 3), "1 sample"),
+                          (torch.ones(5, 0), "no columns"), (torch.ones(5, 2).half(), "got torch.float16")):
+        with pytest.raises(ValueError, match=words): GaussianMixture().fit(tensor)
+        if "sample" not in words:
+            with pytest.raises(ValueError, match=words.replace("0 s", "s")): GaussianMixture().fit_blocks([tensor])
+    with pytest.raises(ValueError, match="sample_weight must be a dense"):
+        GaussianMixture().fit(torch.tensor(X), sample_weight=torch.tensor(w).to_sparse())
+
+
+@pytest.mark.parametrize("around", [
+    torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    lambda: torch.device("meta")])
+def test_what_the_user_has_set_in_torch_changes_nothing(around):
+    T, before = torch.tensor(X), torch.get_default_dtype()
+    plain = GaussianMixture(3, random_state=0).fit(T)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with around():
+            model = GaussianMixture(3, random_state=0).fit(T)
+            proba = model.predict_proba(T)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(model.means_, plain.means_) and torch.equal(proba, plain.predict_proba(T))
+
+
+def test_tensors_as_blocks():
+    T = torch.tensor(X)
+    right = GaussianMixture(3, random_state=0).fit(X).means_
+    for blocks in (T, [T[:300], T[300:]], iter([T[:300], T[300:]]), [T.clone().requires_grad_()]):
+        np.testing.assert_allclose(GaussianMixture(3, random_state=0).fit_blocks(blocks).means_, right, atol=1e-9)

@@ -46,6 +46,24 @@ def test_a_name_that_is_not_there():
     assert not hasattr(vae_gmm, "nonsense")
 
 
+@pytest.mark.parametrize("words", [[], ["-OO"]], ids=str)
+@pytest.mark.parametrize("name", ["cli", "training", "mixture", "mixture.steps"])
+def test_a_module_is_no_program(name, words, tmp_path):
+    """`python -m` on a module inside says in one line what to type; nothing heavy is loaded for that."""
+    done = subprocess.run([sys.executable, *words, "-m", f"vae_gmm.{name}", "info", "nothing.npz"], cwd=tmp_path,
+                          capture_output=True, text=True, env=environment())
+    said = f"Error: vae_gmm.{name} is no program; type: python -m vae_gmm --help\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_modules_can_be_imported_by_a_program_that_m_has_started(tmp_path):
+    (tmp_path / "program.py").write_text("import vae_gmm.files, vae_gmm.cli; print(vae_gmm.files.__name__)")
+    for words in (["-m", "program"], ["-mprogram"], ["program.py"]):
+        done = subprocess.run([sys.executable, *words, "-m", "vae_gmm.cli"], cwd=tmp_path, capture_output=True,
+                              text=True, env=environment())
+        assert (done.returncode, done.stdout, done.stderr) == (0, "vae_gmm.files\n", "")
+
+
 def test_names_of_the_mixture():
     from vae_gmm.mixture import GaussianMixture, fit_best
     assert GaussianMixture is vae_gmm.GaussianMixture and callable(fit_best)

@@ -99,20 +99,23 @@ def check_origin(path, meta, weights, model, settings, images, defaults):
         raise InputError(f"{path}: belongs to a run with other settings ({changed}); use the same ones or move it away")
     if meta.get("train") != images:
         raise InputError(f"{path}: belongs to a run on other images; use the same ones or move it away")
-    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in model.state_dict().items()}:
-        raise InputError(f"{path}: belongs to a model of other layer sizes; "
-                         "use the same latent dimension or move it away")
+    theirs, ours = ({k: (v.shape, v.dtype) for k, v in each.items()} for each in (weights, model.state_dict()))
+    if theirs != ours:
+        raise InputError(f"{path}: belongs to a model of other layer sizes or number types; "
+                         "use the same latent dimension and type or move it away")
 
-def adam_state(values, parameters):
-    "Adam's state for each parameter, from `values` by number and name."
-    state = {i: {} for i in range(len(parameters))}
+def adam_state(path, values, parameters):
+    "Adam's state for each parameter that is not frozen, from `values` by number and name."
+    state = {}
     for key, value in values.items():
         i, _, name = key.partition(".")
         if value.ndim:  # in the memory layout of its parameter: Adam's fused kernel reads them side by side
-            value = torch.empty_like(parameters[int(i)]).copy_(value)
-        state[int(i)][name] = value
-    if any(set(each) != {"step", "exp_avg", "exp_avg_sq"} for each in state.values()):
+            value = torch.empty_like(parameters[int(i)], requires_grad=False).copy_(value)
+        state.setdefault(int(i), {})[name] = value
+    if not state or any(set(each) != {"step", "exp_avg", "exp_avg_sq"} for each in state.values()):
         raise KeyError("Adam's running means")
+    if set(state) != {i for i, parameter in enumerate(parameters) if parameter.requires_grad}:
+        raise InputError(f"{path}: belongs to a run with other frozen layers; freeze the same ones or move it away")
     return state
 
 # %% ../nbs/rooms/checkpoint.ipynb #a7674200
@@ -131,7 +134,7 @@ def load_checkpoint(
         check_origin(path, meta, parts["model"], model, settings, images, defaults)
         if set(meta["history"]) != set(state["history"]):
             raise KeyError("the history")
-        means = adam_state(parts["optimizer"], list(model.parameters()))
+        means = adam_state(path, parts["optimizer"], list(model.parameters()))
         optimizer.load_state_dict({"state": means, "param_groups": meta["groups"]})
         state["scheduler"].load_state_dict(meta["scheduler"])
         model.load_state_dict(parts["model"])

@@ -144,10 +144,8 @@ def _settings(clf):
     if not (isinstance(clf.dropout, Real) and 0 <= clf.dropout < 1):
         raise InputError(f"dropout is {clf.dropout!r}; expected a number from 0 to below 1")
     config = TrainConfig.fast(seed=_seed(numbers["random_state"])) if clf.config is None else clf.config
-    try:
-        config = TrainConfig(**json.loads(json.dumps(asdict(config), default=np.generic.item)))
-    except TypeError as err:
-        raise InputError(f"config is {clf.config!r}; expected None or a TrainConfig of numbers and texts") from err
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"config is {config!r}; expected a TrainConfig or None")
     return dict(config=config) | numbers
 
 def read_settings(path):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, get_worker_info
 
-from .files import InputError, check_images, mnist_digits, read_npz, write_npz
+from .files import InputError, mnist_digits, pixels, read_npz, write_npz
 
 # %% ../nbs/01_data.ipynb #4083ab9c
 def embedded_digits():
@@ -102,7 +102,7 @@ def load_npz(
     need = {"data": "'data' (n, 28, 28) and, where known, 'labels' (n,)", "labels": "one label an image"}
     arrays = read_npz(path, keys=("data", "labels") if read_labels else ("data",),
                       need=need if require_labels else {"data": need["data"]})
-    images = check_images(arrays["data"], f"{path}: 'data'")
+    images = pixels(arrays["data"], f"{path}: 'data'")
     if "labels" not in arrays:
         return Digits(images, None)
     labels = check_labels(arrays["labels"], len(images), f"{path}: 'labels'")
@@ -122,9 +122,9 @@ def as_images(X, what="images"):
     device = X.device if torch.is_tensor(X) else "cpu"
     X = as_array(X, what)
     if X.dtype.kind != "f":
-        X = np.require(check_images(X, what), requirements="CW")  # a copy of what cannot be written
+        X = np.require(pixels(X, what), requirements="CW")  # a copy of what cannot be written
         return torch.from_numpy(X)[:, None].to(device).float().div_(255)  # eq. (1.1)
-    X = check_images(np.require(X, np.float32, "CW"), what, fractions=True)
+    X = pixels(np.require(X, np.float32, "CW"), what, fractions=True)
     return torch.from_numpy(X)[:, None].to(device)
 
 

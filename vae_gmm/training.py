@@ -9,7 +9,7 @@ __all__ = ['TrainConfig', 'train_step', 'make_optimizer', 'History', 'fit_vae']
 import math
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,20 @@ from .files import InputError, replacing
 from .vae import VAE, evaluate, vae_loss
 
 # %% ../nbs/04_training.ipynb #be8f915a
+_LEAST = dict(epochs=1, batch_size=1, lr_patience=1, stop_patience=1, beta_warmup=0, seed=0)  # all whole
+_CHOICES = dict(schedule=("plateau", "onecycle"), precision=("float32", "tf32", "bfloat16"))
+
+def _allowed(name, value):
+    "Whether a setting, in plain Python, may have this value, and what may stand there, in words."
+    if name in _CHOICES:
+        return type(value) is str and value in _CHOICES[name], " or ".join(map(repr, _CHOICES[name]))
+    if name in ("augment", "flip"): return type(value) is bool, "True or False"
+    if name in _LEAST:
+        return type(value) is int and _LEAST[name] <= value < 2**63, f"a whole number from {_LEAST[name]} to 2**63 - 1"
+    zero, most = name in ("beta", "noise_std"), 1 if name in ("lr_factor", "train_share") else 1e38
+    right = type(value) in (int, float) and 0 <= value < most and (value > 0 or zero)
+    return right or value is None and name == "max_minutes", f"a number {'from' if zero else 'above'} 0, below {most:g}"
+
 @dataclass(frozen=True)
 class TrainConfig:
     "Every hyperparameter of a training run; the defaults are the recipe of the course project."
@@ -43,16 +57,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "lr_patience", "stop_patience", "lr", "lr_factor"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected a number above 0")
-        for name in ("beta", "beta_warmup", "noise_std"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}; expected a finite number that is not negative")
-        if self.schedule not in ("plateau", "onecycle"):
-            raise InputError(f"schedule is {self.schedule!r}; expected 'plateau' or 'onecycle'")
-        if self.precision not in ("float32", "tf32", "bfloat16"):
-            raise InputError(f"precision is {self.precision!r}; expected 'float32', 'tf32' or 'bfloat16'")
+        for name, value in asdict(self).items():
+            value = value.item() if getattr(value, "ndim", None) == 0 else value  # of NumPy or torch
+            allowed, expected = _allowed(name, value)
+            if not allowed:
+                raise InputError(f"{name} is {value!r}; expected {expected}")
+            object.__setattr__(self, name, value)
 
     @classmethod
     def fast(cls, **changes):
@@ -63,8 +73,7 @@ class TrainConfig:
 # %% ../nbs/04_training.ipynb #cb351600
 def train_step(model, target, optimizer, config, beta, weight=1.0):
     "Vary, run, differentiate and move the weights for one batch; its mean (reconstruction, kl) as a tensor (2,)."
-    if config.augment:
-        target = augment_batch(target, flip=config.flip)
+    if config.augment: target = augment_batch(target, flip=config.flip)
     x = add_noise(target, config.noise_std) if config.noise_std else target
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False):
         logits, mu, logvar = model(x)
@@ -88,7 +97,8 @@ def train_epoch(model, images, optimizer, config, scheduler=None, epoch=1, step=
             weights.append(weight)
             if scheduler is not None:
                 scheduler.step()
-    return team.mean(torch.stack(losses).cpu().double(), weights), torch.tensor([len(index) for index in indices])
+    sizes = torch.tensor([len(index) for index in indices], device="cpu")
+    return team.mean(torch.stack(losses).cpu().double(), weights), sizes
 
 # %% ../nbs/04_training.ipynb #0c771b68
 def make_optimizer(model, n_train, config):
@@ -118,7 +128,10 @@ class History:
         return pd.DataFrame(self.rows)
 
     @property
-    def best(self): return self.rows[self.best_epoch - 1]
+    def best(self):
+        if not self.best_epoch:
+            raise ValueError("no epoch is the best; expected one with a finite validation loss")
+        return self.rows[self.best_epoch - 1]
 
     def to_csv(self, path):
         "Write the table to a CSV file, complete or not at all."
@@ -168,7 +181,7 @@ def finish_epoch(run, train_terms, val_terms, lr, seconds):
     val_loss = val_rec + beta * val_kl
     if run.config.schedule == "plateau":
         run.scheduler.step(val_loss)
-    better = not history.best_epoch or val_loss < history.best["val_loss"]
+    better = math.isfinite(val_loss) and (not history.best_epoch or val_loss < history.best["val_loss"])
     history.rows.append(dict(
         epoch=len(history.rows) + 1,
         train_loss=train_rec + beta * train_kl, train_reconstruction=train_rec, train_kl=train_kl,
@@ -204,7 +217,7 @@ def run_epochs(run, train, val, after=(), team=Team(), **how):
     except KeyboardInterrupt:
         return "interrupted"
     except FloatingPointError as err:
-        warnings.warn(f"{err}; the best weights so far are kept", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{err}; the best weights so far are kept", RuntimeWarning, stacklevel=4)
         return str(err)
 
 # %% ../nbs/04_training.ipynb #3b292ab8
@@ -212,12 +225,14 @@ def keeping(run, path, resume, images):
     "Go on from the checkpoint at `path` if asked to; returns the function that writes the run's state there."
     settings, defaults = ({**asdict(config), "dropout": run.model.dropout} for config in (run.config, TrainConfig()))
     if resume and Path(path).exists():
-        shared = {k: v for k, v in settings.items() if k != "max_minutes"}
+        free = ("max_minutes", "epochs") if run.config.schedule == "plateau" else ("max_minutes",)
+        shared = {k: v for k, v in settings.items() if k not in free}
         run.best, history = load_checkpoint(path, run.state(), shared, images, defaults)
         run.history = History(**history)
+        if len(run.history.rows) > run.config.epochs:
+            raise InputError(f"{path}: a run of {len(run.history.rows)} epochs; expected as many epochs or more")
     return lambda: save_checkpoint(path, run.state(), settings, images)
 
-# %% ../nbs/04_training.ipynb #2f9c52c1
 @contextmanager
 def progress_bar(history, epochs, show=None):
     "A function that draws the state of a run as one line; `show`: True, False, or None for on a terminal only."
@@ -232,11 +247,33 @@ def progress_bar(history, epochs, show=None):
         yield draw
 
 # %% ../nbs/04_training.ipynb #faaddc63
-def images_of(source, name):
-    "The images of a `SubsetImagesFromNPZ`, or whatever `as_images` takes, as a tensor (n, 1, 28, 28)."
-    return as_images(source.images if isinstance(source, SubsetImagesFromNPZ) else source, name)
+def images_of(source, name, config=None):
+    "The images of a data set, which asks for nothing that `config` does not, or of what `as_images` takes."
+    names = ("noise_std", "augment", "flip") if isinstance(source, SubsetImagesFromNPZ) else ()
+    if asked := [f"{k}={getattr(source, k)}" for k in names if getattr(source, k) not in (0, getattr(config, k, 0))]:
+        raise InputError(f"{name}: a data set with {', '.join(asked)}; expected one that varies no image, and the same "
+                         "in TrainConfig to vary those for training")
+    return as_images(source.images if names else source, name)
+
+def check_options(config, checkpoint, resume):
+    "Raise `InputError` for what would fail later, as a place that cannot be written to."
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"config is of type {type(config).__name__}; expected a TrainConfig")
+    if checkpoint is not None:
+        with suppress(EOFError), replacing(checkpoint) as part: raise EOFError(part.touch())  # tried, and left as it is
+    elif resume:
+        raise InputError("resume: there is no checkpoint to go on from; expected the name of a file as checkpoint")
+
+def finish(run, model):
+    "Put the best weights back, and the model into evaluation mode."
+    if run.history.rows and not run.history.best_epoch:
+        warnings.warn("no epoch had a finite validation loss; the first weights are kept", RuntimeWarning, stacklevel=4)
+    run.model.load_state_dict(run.best)
+    model.eval()
+    return run.history
 
 # %% ../nbs/04_training.ipynb #162e95da
+@torch.inference_mode(False)  # and with gradients, wherever it is called
 def fit_vae(
     model,  # a `VAE` on any device; trained in place, ends with the best weights in evaluation mode
     train,  # images as `as_images` takes them, or a `SubsetImagesFromNPZ`
@@ -249,16 +286,15 @@ def fit_vae(
     on_device=None,  # keep the images on the model's device: True, False, or None for "if they fit"
 ):
     "Train a VAE with early stopping; returns its `History`. Raises `InputError` before the first step for bad input."
-    train, val = images_of(train, "train"), images_of(val, "val")
+    check_options(config, checkpoint, resume)
+    train, val = images_of(train, "train", config), images_of(val, "val")
     team, device = gather(model, train, on_device)
     train, val = (train, val) if team.loader else (train.to(device), val.to(device))
     step = RecordedStep(train_step, config.batch_size) if device.type == "cuda" and team.size == 1 else train_step
-    run = Run.start(model, len(train), config)
-    with seeded(config.seed, device), products(config.precision):
+    run = Run.start(getattr(model, "_orig_mod", model), len(train), config)  # what torch.compile has wrapped
+    with seeded(config.seed, device), products(config.precision), torch.autocast(device.type, enabled=False):
         after = [keeping(run, checkpoint, resume, fingerprint(train, val))] if checkpoint is not None else []
         with progress_bar(run.history, config.epochs, progress if team.rank == 0 else False) as draw:
             after += [draw] + [lambda: callback(run.history)] * (callback is not None)
             run.history.stopped = run_epochs(run, train, val, after, team, model=team.joined(model), step=step)
-    model.load_state_dict(run.best)
-    model.eval()
-    return run.history
+    return finish(run, model)

@@ -109,8 +109,7 @@ class VAE(nn.Module):
         self.conv5 = nn.Conv2d(128, 256, 3, padding=1, **f32)
         self.fc1 = nn.Linear(256 * 7 * 7, 512, **f32)
         self.fc_mu, self.fc_logvar = (nn.Linear(512, latent_dim, **f32) for _ in range(2))
-        # decoder: 7 x 7 -> 14 x 14 -> 28 x 28
-        self.fc2 = nn.Linear(latent_dim, 256 * 7 * 7, **f32)
+        self.fc2 = nn.Linear(latent_dim, 256 * 7 * 7, **f32)  # decoder: 7 x 7 -> 14 x 14 -> 28 x 28
         self.deconv1 = StrideOneConvTranspose2d(256, 128, **f32)
         self.deconv2 = nn.ConvTranspose2d(128, 128, 3, stride=2, padding=1, output_padding=1, **f32)
         self.deconv3 = StrideOneConvTranspose2d(128, 64, **f32)

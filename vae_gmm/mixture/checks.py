@@ -4,13 +4,14 @@
 __all__ = []
 
 # %% ../../nbs/rooms/mixture/checks.ipynb #49fbbfca
+import contextlib
 from numbers import Integral, Real
 
 import array_api_compat
 import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 # %% ../../nbs/rooms/mixture/checks.ipynb #97d78ecf
 CONSTRAINTS = {
@@ -66,19 +67,51 @@ def check_precisions(precisions, covariance_type, K, D, name="precision"):
 # %% ../../nbs/rooms/mixture/checks.ipynb #ca028a8a
 def as_numpy(a):
     "A tensor, or anything else, as a NumPy array."
-    return np.asarray(a.detach().cpu() if hasattr(a, "detach") else a)
+    if hasattr(a, "detach"):
+        a = a.detach().cpu().resolve_neg()
+        if str(a.dtype) == "torch.bfloat16": a = a.float()
+    return np.asarray(a)
 
 def namespace(X):
     "The array namespace of tensors that are not NumPy's, else None."
     if isinstance(X, np.ndarray) or not array_api_compat.is_array_api_obj(X): return None
     return array_api_compat.array_namespace(X)
 
-def check_tensor(X, n_features=None):
+def entries(X, name="X"):
+    "`X` with masked entries as NaN; refused where its type says of the entries what a plain number does not."
+    if namespace(X) is not None:
+        kind = "nested" if getattr(X, "is_nested", False) else str(getattr(X, "layout", "torch.strided"))
+        if str(getattr(X, "device", "")) == "meta": kind = "on the device 'meta'"
+        if kind != "torch.strided":
+            raise ValueError(f"{name} must be a dense tensor with values, got one that is {kind}")
+        return X
+    if np.ma.isMaskedArray(X): X = (X if X.dtype.kind == "f" else X.astype(float)).filled(np.nan)
+    frame = hasattr(X, "columns")
+    types = list(X.dtypes) if frame and hasattr(X, "dtypes") else [getattr(X, "dtype", None)]
+    for t in types:
+        if getattr(t, "kind", "") in ("V", "M", "m", "c")[: 3 + (name != "X")]:      # scikit-learn refuses a complex X
+            raise ValueError(f"{name} must be a plain array of numbers, but has entries of the type {t}")
+    for owner in types if frame else [X, *types]:
+        if (unit := getattr(owner, "units", getattr(owner, "unit", None))) is not None:
+            raise ValueError(f"{name} has the unit {unit}, which a mixture would drop; give its plain numbers")
+    return X
+
+@contextlib.contextmanager
+def numbers(name):
+    "Say whose entries are meant when one cannot be made a number."
+    try: yield
+    except (TypeError, ValueError) as error:
+        if not any(words in str(error) for words in ("could not convert", "float()", "setting an array element")): raise
+        raise type(error)(f"{name} has an entry that is no number: {error}") from None
+
+def check_tensor(X, n_features=None, finite=True, name="X"):
     "A tensor must be what scikit-learn asks of an array: two-dimensional, floating, finite; its gradient stays behind."
-    xp = array_api_compat.array_namespace(X)
+    xp = array_api_compat.array_namespace(entries(X, name))
     if len(X.shape) != 2:
-        raise ValueError(f"Expected 2D array, got {len(X.shape)}D array instead: X of shape {tuple(X.shape)}")
-    if X.dtype not in (xp.float32, xp.float64): raise ValueError(f"X must be float32 or float64, got {X.dtype}")
+        raise ValueError(f"Expected 2D array, got {len(X.shape)}D array instead: {name} of shape {tuple(X.shape)}")
+    if X.dtype not in (xp.float32, xp.float64): raise ValueError(f"{name} must be float32 or float64, got {X.dtype}")
+    if X.shape[1] == 0: raise ValueError(f"{name} has no columns: its shape is {tuple(X.shape)}")
+    if not finite: return X
     if not bool(xp.all(xp.isfinite(X))):
         raise ValueError("Input X contains NaN or infinity. "
                          "Missing values are marginalised in NumPy arrays, not in tensors.")
@@ -90,15 +123,70 @@ def check_tensor(X, n_features=None):
 # %% ../../nbs/rooms/mixture/checks.ipynb #7726ceb5
 def check_points(model, X, reset):
     "The points (n, D) of a fit, which sets the number of columns (`reset`), or of an answer, which must agree with it."
-    if namespace(X) is None:
-        return validate_data(model, X, dtype=[np.float64, np.float32], reset=reset, ensure_min_samples=1 + reset,
-                             ensure_all_finite="allow-nan" if model.missing == "marginalise" else True)
-    return check_tensor(X, None if reset else model.n_features_in_)
+    if namespace(X := entries(X)) is None:
+        with numbers("X"):
+            return validate_data(model, X, dtype=[np.float64, np.float32], reset=reset, ensure_min_samples=1 + reset,
+                                 ensure_all_finite="allow-nan" if model.missing == "marginalise" else True)
+    X = check_tensor(X, None if reset else model.n_features_in_)
+    if X.shape[0] < 1 + reset:
+        raise ValueError(f"Found array with {X.shape[0]} sample(s) (shape={tuple(X.shape)}) while a minimum of "
+                         f"{1 + reset} is required by GaussianMixture.")
+    return X
+
+def check_block(block, number, finite, D=None, names=None):
+    "A block (b, D), its weights (b,) or None, and its column names or None, in the order `names` of the others."
+    (X, w), what = block if isinstance(block, tuple) and len(block) == 2 else (block, None), f"block {number}"
+    if isinstance(X, tuple): raise ValueError(f"{what} must be an array, or a pair of it and its weights, got a tuple")
+    X = entries(X, what)
+    own = list(X.columns) if hasattr(X, "columns") else None
+    if D is not None and own != names:
+        if None in (own, names) or len(set(own)) < len(own) or set(own) != set(names):
+            raise ValueError(f"{what} has the column names {own}, but the blocks before it have {names}")
+        X = X[names]
+    if namespace(X) is not None: X = as_numpy(check_tensor(X, finite=False, name=what))
+    if isinstance(X, (list, tuple, np.ndarray)):
+        with numbers(what): shape = np.shape(X)
+        if len(shape) != 2: raise ValueError(f"{what} must have the shape (rows, columns), but has {shape}")
+    with numbers(what):
+        X = check_array(X, dtype=[np.float64, np.float32], input_name=what, ensure_min_samples=0,
+                        ensure_all_finite=finite)
+    if D not in (None, X.shape[1]):
+        raise ValueError(f"{what} has {X.shape[1]} columns, but the blocks before it have {D}")
+    return X, None if w is None else check_sample_weight(w, len(X)), own
 
 def check_enough(n, K):
     if n < K: raise ValueError(f"Expected n_samples >= n_components but got n_components = {K}, n_samples = {n}")
 
 def check_sample_weight(w, n):
     "(n,) weights in double precision: one number for all points, or one for each; none negative."
-    w = w if isinstance(w, Real) else as_numpy(w)
-    return _check_sample_weight(w, np.empty((n, 0)), dtype=np.float64, ensure_non_negative=True)
+    w = w if isinstance(w, Real) else as_numpy(entries(w, "sample_weight"))
+    with numbers("sample_weight"):
+        return _check_sample_weight(w, np.empty((n, 0)), dtype=np.float64, ensure_non_negative=True)
+
+# %% ../../nbs/rooms/mixture/checks.ipynb #c29d40fe
+def fitted_type(chol):
+    "The covariance type of fitted `precisions_cholesky_`: only that of tied covariances has a zero below the diagonal."
+    if chol.ndim != 2: return "full" if chol.ndim == 3 else "spherical"
+    return "tied" if chol.shape[0] == chol.shape[1] and not np.tril(chol, -1).any() else "diag"
+
+def check_fitted(model):
+    "A model that has been fitted, with the type of covariances that it has now."
+    check_is_fitted(model)
+    chol = as_numpy(model.precisions_cholesky_)
+    kind = model.covariance_type if chol.shape == (1, 1) and model.covariance_type == "diag" else fitted_type(chol)
+    if kind != model.covariance_type:
+        raise ValueError(f"The model was fitted with covariance_type='{kind}', not "
+                         f"'{model.covariance_type}': fit it again, without warm_start")
+
+def forget(model):
+    "Take what an earlier fit has set off the model, and return it."
+    return {name: vars(model).pop(name) for name in list(vars(model)) if name.endswith("_")}
+
+def check_resumable(model, old):
+    "With `warm_start` the data must have the columns of the earlier fit."
+    K, D = old["means_"].shape
+    if model.n_features_in_ != D:
+        raise ValueError(f"warm_start goes on from a fit to {D} features, but X has {model.n_features_in_} features")
+    names, before = (v.get("feature_names_in_") for v in (vars(model), old))
+    if names is not None and before is not None and list(names) != list(before):
+        raise ValueError(f"warm_start goes on from a fit to the columns {list(before)}, but X has {list(names)}")

@@ -12,10 +12,10 @@ import numpy as np
 from sklearn.base import BaseEstimator, DensityMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from .checks import (
-    CONSTRAINTS, as_numpy, check_means, check_points, check_precisions, check_sample_weight, check_weights, namespace)
+    CONSTRAINTS, as_numpy, check_fitted, check_means, check_points, check_precisions, check_resumable,
+    check_sample_weight, check_weights, entries, forget, namespace)
 from .fast import crew
 from .missing import gap_patterns, inverse_factors, observed_part
 from .sources import ArraySource, BlockSource
@@ -77,17 +77,18 @@ def doubles(model, *names):
     "Fitted attributes in double precision, as NumPy arrays."
     return [as_numpy(getattr(model, name)).astype(float) for name in names]
 
-def resumed(model, source):
-    "The fitted parameters, as a start."
-    weights, means, S, chol = doubles(model, "weights_", "means_", "covariances_", "precisions_cholesky_")
+def resumed(model, source, old):
+    "The parameters `old` of the earlier fit, as a start."
+    names = "weights_", "means_", "covariances_", "precisions_cholesky_"
+    weights, means, S, chol = (as_numpy(old[name]).astype(float) for name in names)
     shapes = standardised(S, chol, source.scale, model.covariance_type)
     return Parameters(weights, (means - source.shift) / source.scale, *shapes)
 
 def given_start(model, D):
     "weights_init, means_init and precisions_init, checked."
     K, kind = model.n_components, model.covariance_type
-    given = model.weights_init, model.means_init, model.precisions_init
-    weights, means, precisions = (None if v is None else as_numpy(v) for v in given)
+    given = ((name, getattr(model, name)) for name in ("weights_init", "means_init", "precisions_init"))
+    weights, means, precisions = (None if v is None else as_numpy(entries(v, name)) for name, v in given)
     return (None if weights is None else check_weights(weights, K).astype(float),
             None if means is None else check_means(means, K, D).astype(float),
             None if precisions is None else check_precisions(precisions, kind, K, D).astype(float))
@@ -142,20 +143,44 @@ def em(model, source, p, lower_bound, share, talk):
         if abs(lower_bound - previous) < model.tol: return p, bounds, "converged"
     return p, bounds, "ran out"
 
-def fit_source(model, source):
-    "Fit the model to a source, best of `n_init` starts, and return it."
-    model.n_features_in_ = source.D
-    resume, best = model.warm_start and hasattr(model, "converged_"), None
-    if not resume: given, random_state = given_start(model, source.D), check_random_state(model.random_state)
+def best_run(model, source, old):
+    "The best of `n_init` runs of EM, or the one that goes on from the earlier fit `old`."
+    best, failed = None, None
+    if not old: given, random_state = given_start(model, source.D), check_random_state(model.random_state)
     with crew(source.work * model.n_components) as share:
-        for init in range(1 if resume else model.n_init):
+        for init in range(1 if old else model.n_init):
             talk = Talk(model, init)
-            p = resumed(model, source) if resume else start(model, source, given, random_state)
-            run = em(model, source, p, model.lower_bound_ if resume else -np.inf, share, talk)
+            try: p = resumed(model, source, old) if old else start(model, source, given, random_state)
+            except ValueError as error:      # this start is ill-defined; another may not be
+                failed = failed or error
+                continue
+            run = em(model, source, p, old["lower_bound_"] if old else -np.inf, share, talk)
             talk.end(*run[1:])
             rank = run[2] != "collapsed", run[1][-1] if run[1] else -np.inf      # collapsed only if there is no other
             if best is None or rank > best[0]: best = rank, run
-    publish(model, source, *best[1])
+    if best is None: raise failed
+    return best[1]
+
+ordinary = np.errstate(divide="warn", over="warn", under="ignore", invalid="warn")      # whatever the user has set
+
+@ordinary
+def fit_source(model, make_source):
+    "Fit the model to the source that `make_source` returns; a fit that fails, or is interrupted, leaves it unfitted."
+    resume = model.warm_start and hasattr(model, "means_")
+    if resume:
+        check_fitted(model)
+        if len(model.means_) != model.n_components:
+            raise ValueError(f"warm_start goes on from a fit with n_components={len(model.means_)}, "
+                             f"but n_components={model.n_components}")
+    old = forget(model)
+    try:
+        source = make_source()
+        model.n_features_in_ = source.D
+        if resume: check_resumable(model, old)
+        publish(model, source, *best_run(model, source, old if resume else None))
+    except BaseException:
+        forget(model)
+        raise
     return model
 
 # %% ../../nbs/rooms/mixture/estimator.ipynb #453868d9
@@ -216,9 +241,10 @@ def log_joint_by_blocks(X, weights, means, chol, covariance_type, finish, xp=np)
     with crew(X.shape[0] * K * D if xp is np else 0) as share:
         return xp.concat(list(share(block, range(-(-X.shape[0] // size)))))
 
+@ordinary
 def answer(model, X, finish):
     "`finish(a, xp)` for the points `X`, in their precision and kind of array."
-    check_is_fitted(model)
+    check_fitted(model)
     X, xp = check_points(model, X, reset=False), namespace(X) or np
     parameters = doubles(model, "weights_", "means_", "precisions_cholesky_")
     out = log_joint_by_blocks(X, *parameters, model.covariance_type, lambda a: finish(a, xp), xp)
@@ -243,9 +269,10 @@ def criterion(model, X, sample_weight, price):
     return -2 * model.score(X, sample_weight=sample_weight) * n + price(n) * model._n_parameters()
 
 # %% ../../nbs/rooms/mixture/estimator.ipynb #c6d7c154
+@ordinary
 def samples(model, n_samples, random_state):
     "Points drawn from the mixture and their components."
-    check_is_fitted(model)
+    check_fitted(model)
     if not isinstance(n_samples, Integral) or n_samples < 1:
         raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
     rng = check_random_state(model.random_state if random_state is None else random_state)
@@ -265,9 +292,11 @@ def with_gaps(tags, missing):
     tags.input_tags.allow_nan = missing == "marginalise"
     return tags
 
+@ordinary
 def known(cls, weights, means, covariances, kind, **kwargs):
     "A model of class `cls` with these parameters, which no fit has made."
-    weights, means, covariances = (as_numpy(v) for v in (weights, means, covariances))
+    given = dict(weights=weights, means=means, covariances=covariances)
+    weights, means, covariances = (as_numpy(entries(v, name)) for name, v in given.items())
     if means.ndim != 2:
         raise ValueError(f"means must have the shape (n_components, n_features), but got {means.shape}")
     (K, D), model = means.shape, cls(len(means), covariance_type=kind, **kwargs)
@@ -292,7 +321,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                  max_iter=100, n_init=1, init_params="kmeans",  # or "k-means++", "random", "random_from_data"
                  weights_init=None, means_init=None, precisions_init=None,
                  random_state=None, warm_start=False, verbose=0, verbose_interval=10,
-                 missing="error"):                              # "marginalise": NaN in X are gaps, integrated out
+                 missing="error"):                              # "marginalise": NaN are gaps; many patterns take long
         self.n_components, self.covariance_type, self.missing = n_components, covariance_type, missing
         self.tol, self.reg_covar, self.max_iter, self.n_init = tol, reg_covar, max_iter, n_init
         self.weights_init, self.means_init, self.precisions_init = weights_init, means_init, precisions_init
@@ -309,11 +338,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None, sample_weight=None):
         "Fit to the rows of `X` (n, D), NumPy or tensor, each counted `sample_weight` (n,) times."
-        return fit_source(self, ArraySource(check_points(self, X, reset=True), sample_weight, self))
+        return fit_source(self, lambda: ArraySource(check_points(self, X, reset=True), sample_weight, self))
     @_fit_context(prefer_skip_nested_validation=True)
     def fit_blocks(self, blocks):
         "Fit to blocks (b, D), or pairs with weights: a function, list or array; an iterator's are kept in memory."
-        return fit_source(self, BlockSource(blocks, self))
+        return fit_source(self, lambda: BlockSource(blocks, self))
     def fit_predict(self, X, y=None, sample_weight=None):
         "Fit, then the most probable component of each row: (n,) integers."
         return self.fit(X, sample_weight=sample_weight).predict(X)

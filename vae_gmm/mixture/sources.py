@@ -4,13 +4,12 @@
 __all__ = []
 
 # %% ../../nbs/rooms/mixture/sources.ipynb #3691ad7c
-import functools, mmap
-from collections.abc import Iterable, Iterator
+import copy, functools, mmap
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-from sklearn.utils import check_array
 
-from vae_gmm.mixture.checks import as_numpy, check_enough, check_sample_weight, namespace
+from vae_gmm.mixture.checks import as_numpy, check_block, check_enough, check_sample_weight, namespace
 from vae_gmm.mixture.fast import FeatureProducts, feature_count, feature_weights, rounding_risk, unpack
 from vae_gmm.mixture.missing import missing_sums
 from vae_gmm.mixture.steps import (
@@ -141,33 +140,33 @@ def pieces(X):
     "Copies of pieces of an array (n, D)."
     rows = max(PIECE // max(X[:1].size, 1), 1)
     for lo in range(0, len(X), rows):
-        yield np.array(X[lo: lo + rows])
+        yield np.array(X[lo: lo + rows], subok=not isinstance(X, np.memmap))      # a mask, or a unit, goes along
         if getattr(X, "mode", None) == "r" and hasattr(mmap, "MADV_DONTNEED"): X._mmap.madvise(mmap.MADV_DONTNEED)
+
+def copied(block):
+    if isinstance(block, tuple): return tuple(map(copied, block))
+    return block.detach().clone() if hasattr(block, "detach") else copy.deepcopy(block)
 
 def again(blocks):
     "A function that returns the blocks from their beginning."
-    if isinstance(blocks, np.ndarray): return lambda: pieces(blocks)
+    if namespace(blocks) is not None or hasattr(blocks, "columns"): return lambda: [blocks]
+    if isinstance(blocks, np.ndarray) and blocks.ndim: return lambda: pieces(blocks)
     if callable(blocks): return blocks
     if isinstance(blocks, Iterator):      # one buffer, refilled, may stand behind all blocks
-        blocks = [tuple(map(np.array, b)) if isinstance(b, tuple) else np.array(b) for b in blocks]
+        blocks = [copied(b) for b in blocks]
     return lambda: blocks
 
 # %% ../../nbs/rooms/mixture/sources.ipynb #9b8015d7
-def checked_blocks(blocks, finite, D=None):
-    "Pairs of a block (b, D) and its weights (b,) or None, checked, without rows of weight zero."
-    if not isinstance(blocks, Iterable):
-        raise ValueError(f"blocks must be an iterable of arrays or a function that returns one, got {blocks!r}")
+def checked_blocks(blocks, finite, D=None, names=None):
+    "Triples of a block (b, D), its weights (b,) or None and column names, checked, without rows of weight zero."
+    if not isinstance(blocks, Iterable) or isinstance(blocks, (str, bytes, Mapping)) or getattr(blocks, "ndim", 1) == 0:
+        raise ValueError("blocks must be an iterable of arrays or a function that returns one, "
+                         f"got {repr(blocks)[:60]}")
     for number, block in enumerate(blocks):
-        X, w = block if isinstance(block, tuple) else (block, None)
-        X = check_array(X, dtype=[np.float64, np.float32], input_name=f"block {number}", ensure_min_samples=0,
-                        ensure_all_finite=finite)
-        if D not in (None, X.shape[1]):
-            raise ValueError(f"block {number} has {X.shape[1]} columns, but the blocks before it have {D}")
-        D = X.shape[1]
-        if w is not None:
-            w = check_sample_weight(w, len(X))
-            X, w = X[w > 0], w[w > 0]
-        if len(X): yield X, w
+        X, w, own = check_block(block, number, finite, D, names)
+        if D is None: D, names = X.shape[1], own
+        if w is not None: X, w = X[w > 0], w[w > 0]
+        if len(X): yield X, w, names
 
 # %% ../../nbs/rooms/mixture/sources.ipynb #19c7f041
 class StartRows:
@@ -198,21 +197,23 @@ class BlockSource:
         peak = float((np.maximum(self.high - self.shift, self.shift - self.low) / self.scale).max())
         self.reg, self.floor = smallest(peak, self.scale, model)
         self.work = self.n * self.D
+        if self.names and all(isinstance(name, str) for name in self.names):
+            model.feature_names_in_ = np.array(self.names, dtype=object)
 
-    def __iter__(self): return checked_blocks(self.again(), "allow-nan" if self.gaps else True, self.D)
+    def blocks(self): return checked_blocks(self.again(), "allow-nan" if self.gaps else True, self.D, self.names)
 
     def survey(self, K):
         "The first pass: statistics, extremes, and rows for the starting values."
-        statistics, self.n, self.D, self.low, self.high = None, 0, None, np.inf, -np.inf
-        for X, w in self:
+        statistics, self.n, self.D, self.names, self.low, self.high = None, 0, None, None, np.inf, -np.inf
+        for X, w, names in self.blocks():
             Z = np.ascontiguousarray(X.T, dtype=float)
             new = column_statistics(Z, w, bool(np.isnan(Z).any()))
             self.low = np.minimum(self.low, np.nanmin(Z, axis=1, initial=np.inf))
             self.high = np.maximum(self.high, np.nanmax(Z, axis=1, initial=-np.inf))
             if statistics is None:
-                statistics, self.D, self.dtype = new, X.shape[1], X.dtype
+                statistics, self.D, self.names, self.dtype = new, X.shape[1], names, X.dtype
                 self.start = StartRows(max(2**19 // self.D, 10 * K))
-            else: statistics = merge_statistics(statistics, new)
+            else: statistics, self.dtype = merge_statistics(statistics, new), np.result_type(self.dtype, X.dtype)
             self.start.add(X, w)
             self.n += len(X)
         if self.n < 2:
@@ -223,7 +224,7 @@ class BlockSource:
     def sums(self, p, share=map, arrange=False):
         "As `Points.sums`, over all blocks."
         parts, n, self.weight, self.log_scale = [], 0, 0.0, 0.0
-        for X, w in self:
+        for X, w, _ in self.blocks():
             points = Points(np.array(X.T, dtype=float, order="C"), w, self.shift, self.scale, self.type, self.gaps)
             loglik, sums, centre = points.sums(p, share)
             parts = [add_up([*parts, (loglik, *sums)])]
