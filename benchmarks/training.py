@@ -61,7 +61,7 @@ class NaiveVAE(VAE):
 class Items(Dataset):
     "Images one at a time, scaled on the way and, if asked, varied as `augment_batch` and `add_noise` do."
     def __init__(self, images, varied=False):
-        from vae_gmm.data import import_torchvision
+        from vae_gmm.files import import_torchvision
         import_torchvision()
         from torchvision.transforms import v2
         bilinear = v2.InterpolationMode.BILINEAR

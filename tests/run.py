@@ -41,7 +41,8 @@ def nbdev_test(tmp):
 
     def test(notebook):
         start = time.perf_counter()
-        done = run(tmp, command, "--path", notebook, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = run(tmp, command, "--path", notebook, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                   text=True)
         seconds = time.perf_counter() - start
         result = "failed" if done.returncode else "passed"
         print(f"{cells.name_of(notebook, ROOT):30} {seconds:6.1f} s  {result}", flush=True)

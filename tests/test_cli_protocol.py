@@ -122,7 +122,7 @@ def test_the_network_in_the_other_folder(course, tmp_path):
     assert code == 0 and "Network: new/vae.pth" in out, err
 
 
-NAMES = ["-week 3", b"caf\xe9 'x'", b'a\n"$(b)"\t%d\\x', "Ü`1`"]
+NAMES = ["-week `3`", b"caf\xe9 'x'", b'a\n"$(b)"\t%d\\x']
 
 
 @pytest.mark.parametrize("name", NAMES, ids=repr)
@@ -238,18 +238,20 @@ def test_signal_in_training(course, number):
         assert re.fullmatch(rf"Error: interrupted after {len(epochs)} epochs?; no model was written \(.*\)", last)
 
 
-def test_interrupted_before_there_is_anything_to_keep(tmp_path):
+@pytest.mark.parametrize("stopped, said", [
+    ("interrupted", "after 0 epochs; no model was written .nor a checkpoint, which follows each epoch"),
+    ("the loss is not finite in epoch 1, batch 2", "batch 2; no model was written; expected a smaller --beta")])
+def test_a_training_without_anything_to_keep(stopped, said, tmp_path):
     from click import ClickException
     from vae_gmm.cli import train_network
     from vae_gmm.training import History
 
-    class Interrupted:
-        history_ = History(stopped="interrupted")
+    class Ended:
+        history_ = History(stopped=stopped)
         def fit_vae(self, images, **options): pass
 
-    said = "after 0 epochs; no model was written .nor a checkpoint, which follows each epoch"
     with pytest.raises(ClickException, match=said):
-        train_network(Interrupted(), None, tmp_path / "state", quiet=True)
+        train_network(Ended(), None, tmp_path / "state", quiet=True)
 
 
 def test_interrupted_while_a_module_is_loaded(tmp_path):
@@ -283,6 +285,17 @@ def test_going_on_from_a_checkpoint(course):
     assert code == 1 and "state: belongs to a run with other settings (epochs=9999)" in err
 
 
+def test_a_finished_run_goes_on(course, tmp_path):
+    """With more epochs; fewer than there have been are refused."""
+    folder, _, _ = course
+    words = "train TRAIN.npz VAL.npz --recipe course --checkpoint state --out-dir".split() + [tmp_path]
+    for epochs, done in (("1", [1]), ("2", [2])):
+        code, _, err = run(folder, *words, "--epochs", epochs)
+        assert code == 0 and [int(line.split()[1]) for line in err.splitlines()] == done
+    code, out, err = run(folder, *words, "--epochs", "1")
+    assert (code, out) == (1, "") and "state: a run of 2 epochs; expected as many epochs or more" in err
+
+
 def test_reader_gone(course):
     """As in `... | head -1`: no complaint, and the file is there, because it is written first."""
     folder, _, _ = course
@@ -302,8 +315,8 @@ def test_closed_streams(course, tmp_path):
                      preexec_fn=lambda: (os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.close(2)))
     assert code == 0
     VAEGMM.from_files(tmp_path / "vae.pth", tmp_path / "gmm_params.pkl")
-    words = [*"test_classifier TEST.npz --out-dir".split(), tmp_path]
-    code, _, _ = run(folder, *words, **options, preexec_fn=lambda: os.closerange(0, 3))
+    words = "test_classifier", folder / "TEST.npz", "--out-dir", "."
+    code, _, _ = run(tmp_path, *words, **options, preexec_fn=lambda: os.closerange(0, 3))
     assert code == 0 and len(predictions(tmp_path)) == 50
 
 

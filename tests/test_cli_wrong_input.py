@@ -126,7 +126,7 @@ plain("labels to keep in words", TRAIN + " --keep-labels one,two", "'--keep-labe
 plain("one label to train on", TRAIN + " --keep-labels 4", "'--keep-labels'", "expected 2 or more", **misused)
 plain("one digit", "data --digits 4", "'--digits'", "expected 2 or more", **misused)
 plain("no labelled image", "data --labels-per-digit 0", "'--labels-per-digit'", "1<=x<=2147483647", **misused)
-plain("digits that there are not", "data --digits 1,12", "'--digits'", "names 12", "expected numbers from 0 to 9",
+plain("digits that there are not", "data --digits 1,12", "'--digits'", "names 12", "expected 0 to 9",
       **misused)
 
 # --- the file of images ---------------------------------------------------------------------------------------------
@@ -160,8 +160,8 @@ case("negative size", TRAIN, "train.npz: damaged npz file")(
     content("train.npz", member((-60, 28, 28), body=bytes(784))))
 case("one image without an axis", TRAIN, "train.npz: 'data'", "shape (28, 28)", "expected (n, 28, 28)")(
     npz("train.npz", data=lambda x: x[0]))
-case("four axes", TRAIN, "'data'", "shape (60, 1, 28, 28)", "expected (n, 28, 28)")(
-    npz("train.npz", data=lambda x: x[:, None]))
+case("four axes", TRAIN, "'data'", "shape (60, 2, 28, 28)", "expected (n, 28, 28)")(
+    npz("train.npz", data=lambda x: np.stack([x, x], 1)))
 case("larger images", TRAIN, "'data'", "shape (60, 32, 32)", "expected (n, 28, 28)")(
     npz("train.npz", data=np.zeros((60, 32, 32), np.uint8)))
 case("fractions", TRAIN, "'data'", "type float64", "whole numbers 0 to 255", "fractions x in [0, 1] with (255 * x)")(
@@ -226,8 +226,7 @@ plain("a model for a mixture", "test_classifier test.npz --model vae.pth --gmm v
 
 # --- the network and the mixture ------------------------------------------------------------------------------------
 plain("a GPU that is not there", TEST + " --device cuda:99", "--device cuda:99: not in this machine", "expected cpu")
-plain("a loss beyond all numbers", TRAIN + " --beta 1e300 --quiet", "the loss is not finite", "no model was written",
-      "expected a smaller --beta")
+plain("a beta beyond all numbers", TRAIN + " --beta 1e300 --quiet", "beta is 1e+300", "expected a number from 0")
 plain("no such model", "test_reconstruction recon.npz --model nowhere.pth", "nowhere.pth: no such file",
       "expected a model file")
 plain("no such mixture", "test_classifier test.npz --model vae.pth --gmm nowhere.pkl", "nowhere.pkl: no such file",
@@ -558,9 +557,9 @@ def many(good, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no limit of the address space")
-@pytest.mark.parametrize("more", [-300, 100, 300])
+@pytest.mark.parametrize("more", [100, 300])
 def test_too_little_memory(many, more):
-    """Under a limit of the shell, of so many MB above what the modules take: too little to load, to read, to train."""
+    """Under a limit of the shell, of so many MB above what the modules take: too little to read, or to train."""
     peak = "import vae_gmm.classifier, tqdm; print(*[x for x in open('/proc/self/status') if x.startswith('VmPeak')])"
     done = subprocess.run([sys.executable, "-c", peak], capture_output=True, text=True, env=environment(), check=True)
     limit = int(done.stdout.split()[1]) * 1024 + more * 2**20
@@ -584,7 +583,7 @@ def test_words_for_too_little_memory():
     from vae_gmm.files import InputError
     full = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     short = [fails_with(MemoryError()), fails_with(full), fails_with(InputError("a: damaged"), full),
-             lambda: np.empty(2**60), lambda: torch.empty(2**60), lambda: bytearray(2**62),
+             lambda: np.empty(2**56), lambda: torch.empty(2**60), lambda: bytearray(2**62),
              fails_with(ImportError("a.so: failed to map segment from shared object")),
              fails_with(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))]
     other = [fails_with(InputError("out of memory.npz: no such file")), fails_with(RuntimeError("shapes differ")),

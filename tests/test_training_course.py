@@ -5,7 +5,7 @@ import torch
 
 import vae_gmm.training as training
 from vae_gmm.data import as_images
-from vae_gmm.training import TrainConfig, fit_vae, make_optimizer
+from vae_gmm.training import History, TrainConfig, fit_vae, make_optimizer
 from vae_gmm.vae import VAE, evaluate, vae_loss
 
 
@@ -47,7 +47,7 @@ def test_the_defaults_are_the_course_recipe():
 def test_four_fifths_are_for_training_and_no_image_is_on_both_sides(digits, monkeypatch):
     import vae_gmm.classifier as classifier
     seen = []
-    monkeypatch.setattr(classifier, "fit_vae", lambda model, train, val, *args, **options: seen.extend([train, val]))
+    monkeypatch.setattr(classifier, "fit_vae", lambda model, train, val, *args: seen.extend([train, val]) or History())
     classifier.VAEGMM(config=TrainConfig(epochs=1)).fit_vae(digits[0])
     train, val = (as_images(part).flatten(1) for part in seen)
     assert (len(train), len(val)) == (120, 30)

@@ -102,7 +102,7 @@ def numbers(name):
     try: yield
     except (TypeError, ValueError) as error:
         if not any(words in str(error) for words in ("could not convert", "float()", "setting an array element")): raise
-        raise type(error)(f"{name} has an entry that is no number: {error}") from None
+        raise type(error)(f"{error}; {name} must hold numbers") from None
 
 def check_tensor(X, n_features=None, finite=True, name="X"):
     "A tensor must be what scikit-learn asks of an array: two-dimensional, floating, finite; its gradient stays behind."
