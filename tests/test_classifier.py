@@ -575,6 +575,10 @@ def test_a_mixture_that_could_not_be_read_is_not_written(tmp_path):
     with pytest.raises(NotFittedError):
         save_gmm(GaussianMixture(2), [1, 4], np.eye(2), path)
     assert list(tmp_path.iterdir()) == []
+    gmm.covariances_ = gmm.covariances_ * 0 + 1e-310 * np.eye(2)
+    with warnings.catch_warnings(), np.errstate(all="raise"), pytest.raises(InputError, match="too small"):
+        warnings.simplefilter("error")
+        save_gmm(gmm, [1, 4], np.eye(2), path)
     single = GaussianMixture(2, random_state=0).fit(points.astype(np.float32))
     save_gmm(single, [1, 4], np.eye(2, dtype=int), path)
     np.testing.assert_array_equal(load_gmm(path)[0].means_, single.means_)

@@ -14,11 +14,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
+from .checkpoint import open_tensors
 from .data import check_labels
 from .files import InputError, first_bytes, npz_headers, read_npz, replacing, write_npz
 from .mixture import GaussianMixture
@@ -118,7 +119,7 @@ def _torch_tensors(path):
 def safetensors_header(path):
     "What this package wrote about a safetensors file, as a dictionary, and the tensors' shapes; no tensor is read."
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             meta = json.loads((file.metadata() or {}).get("vae_gmm", "{}"))
             slices = {k: file.get_slice(k) for k in file.keys()}
             shapes = {k: tuple(v.get_shape()) if v.get_dtype() == "F32" else v.get_dtype() for k, v in slices.items()}
@@ -157,7 +158,7 @@ def load_vae(path):
         raise InputError(f"{path}: not a model of this package (latent_dim={size!r}, dropout={dropout!r})")
     _check_shapes(path, shapes, size)
     if state is None:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             state = {k: file.get_tensor(k) for k in shapes}
     if not all(torch.isfinite(v).all() for v in state.values()):
         raise InputError(f"{path}: holds weights that are not finite")
@@ -211,8 +212,11 @@ def _mixture_of(arrays, path):
         raise InputError(f"{path}: damaged mixture; "
                          "expected 'shares' with a row for each component that sums to one")
     try:
-        with np.errstate(all="ignore", over="raise", invalid="raise"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say is said below
             gmm = GaussianMixture.from_parameters(weights, arrays["means"], arrays["covariances"])
+        if not np.isfinite(gmm.precisions_).all():
+            raise ValueError("a covariance is too small to be inverted")
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as err:
         raise InputError(f"{path}: damaged mixture ({err})") from err
     return gmm, classes, shares
