@@ -474,7 +474,8 @@ def drive(name, folder, good):
     words, prepare, _, _, options = CASES[name]
     folder.mkdir()
     for path in good.iterdir():
-        os.link(path, folder / path.name)  # a prepared file replaces the link, never the good file
+        if path.is_file():
+            os.link(path, folder / path.name)  # a prepared file replaces the link, never the good file
     prepare(folder)
     before = state(folder)
     result = run(folder, *words, **options)

@@ -350,7 +350,8 @@ def commands(good, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "embedded_digits", cache(data.embedded_digits))
     keep.mkdir()
     for path in good.iterdir():
-        os.link(path, keep / path.name)
+        if path.is_file():  # not the folder or the pipe that another test has put there
+            os.link(path, keep / path.name)
     (keep / "vae.csv").write_text("Predicted_Label\n4\n")
 
     def renew():
