@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vae_gmm.data import SubsetImagesFromNPZ, add_noise, as_images, augment_batch, check_labels, load_npz
+from vae_gmm.data import SubsetImagesFromNPZ, add_noise, as_images, augment_batch, load_npz
 from vae_gmm.data import split_indices, write_course_files
-from vae_gmm.files import InputError, mnist_digits, npz_headers
+from vae_gmm.files import InputError, check_labels, mnist_digits, npz_headers
 
 
 @pytest.fixture(scope="module")

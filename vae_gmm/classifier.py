@@ -17,9 +17,9 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from . import __version__
-from .data import as_images, check_labels, split_indices
+from .data import as_images, split_indices
 from .devices import seeded
-from .files import InputError, first_bytes, replacing
+from .files import InputError, check_labels, first_bytes, replacing
 from .mixture import GaussianMixture
 from .model_files import load_gmm, load_vae, model_id, save_gmm, save_vae
 from .training import TrainConfig, fit_vae

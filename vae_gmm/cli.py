@@ -277,7 +277,7 @@ def write_classifier(clf, model, gmm):
 
 def say_trained(clf, train_file, n_images, n_labels, model, gmm):
     "What was learned, where it is, and the command to type next."
-    from .data import listed
+    from .files import listed
     test_file = train_file.with_name(train_file.name.replace("train", "test"))
     test_file = test_file if test_file != train_file and test_file.exists() else "TEST.npz"
     say(f"Trained for {count(len(clf.history_.rows), 'epoch')} ({clf.history_.stopped}) on {n_images} images.")
@@ -364,8 +364,8 @@ def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
     out, model, gmm = out_dir / "vae.csv", found("--model", model, out_dir), found("--gmm", gmm, out_dir)
     check_outputs([out], [test_file, model, gmm])
     import numpy as np
-    from .data import listed, load_npz
-    from .files import replacing
+    from .data import load_npz
+    from .files import listed, replacing
     images, labels = load_npz(test_file, keep_labels, require_labels=keep_labels is not None)
     from .classifier import VAEGMM
     clf = VAEGMM.from_files(model, gmm, pick_device(device))

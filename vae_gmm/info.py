@@ -40,7 +40,7 @@ def describe(path):
 # %% ../nbs/rooms/info.ipynb #0ee12fa4
 def count_text(labels):
     "How often each label occurs, as text."
-    from .data import listed
+    from .files import listed
     return listed(f"{n} x {label}" for label, n in sorted(Counter(labels).items()))
 
 def describe_predictions(path):
@@ -60,8 +60,7 @@ def describe_predictions(path):
 
 def describe_images(path, headers):
     "Lines about an npz with `data`, whose arrays' shapes and types are `headers`; only `labels` is read."
-    from .data import check_labels
-    from .files import InputError, read_npz
+    from .files import InputError, check_labels, read_npz
     shape, dtype = headers["data"]
     if shape[1:] not in ((28, 28), (784,)) or dtype.kind not in "uif":
         expected = "expected images (n, 28, 28) of whole numbers 0 to 255"
@@ -80,7 +79,7 @@ def pairs(settings):
 
 def describe_mixture(path):
     "Lines about a mixture: its components, their labels, and the network it belongs to."
-    from .data import listed
+    from .files import listed
     from .model_files import load_gmm
     gmm, labels, _, written_for = load_gmm(path)
     dimensions = count(gmm.means_.shape[1], "dimension")

@@ -20,8 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
 from .checkpoint import open_tensors
-from .data import check_labels
-from .files import InputError, first_bytes, npz_headers, read_npz, replacing, write_npz
+from .files import InputError, check_labels, first_bytes, npz_headers, read_npz, replacing, write_npz
 from .mixture import GaussianMixture
 from .vae import VAE
 
