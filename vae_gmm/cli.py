@@ -244,8 +244,11 @@ def read_training_files(train_file, val_file, keep_labels=None):
 def log_epoch(history, epochs):
     "A plain line for a log, about the epoch just finished."
     row = history.rows[-1]
-    losses = f"training loss {row['train_loss']:.2f}, validation loss {row['val_loss']:.2f}"
-    note(f"epoch {row['epoch']} of {epochs}: {losses}{', best so far' * (history.best_epoch == row['epoch'])}")
+    losses = f"training loss {row['train_loss']:.2f}"
+    if "val_loss" in row:
+        best = ", best so far" * (history.best_epoch == row["epoch"])
+        losses += f", validation loss {row['val_loss']:.2f}{best}"
+    note(f"epoch {row['epoch']} of {epochs}: {losses}")
 
 def train_network(clf, images, checkpoint=None, quiet=False):
     "Train the network of `clf`, with a bar on a terminal and lines elsewhere; `ClickException` if none is to keep."
@@ -253,7 +256,7 @@ def train_network(clf, images, checkpoint=None, quiet=False):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the loss is not finite")  # said below
         clf.fit_vae(images, checkpoint=checkpoint, resume=checkpoint is not None, progress=False if quiet else None,
-                    callback=(lambda history: log_epoch(history, clf.config.epochs)) if plain else None)
+                    callback=(lambda history: log_epoch(history, clf.config.epochs + clf.config.prior_epochs)) if plain else None)
     history, lost = clf.history_, "no model was written"
     if history.stopped == "interrupted":
         kept = "--checkpoint FILE would have kept the state" if not checkpoint else (
@@ -271,7 +274,7 @@ def write_classifier(clf, model, gmm):
     with replacing(gmm) as gmm_part, replacing(model) as model_part:
         try:
             save_vae(clf.vae_, model_part)
-            save_gmm(clf.gmm_, clf.classes_, clf.shares_, gmm_part, model_id(clf.vae_))
+            save_gmm(clf.mixture_, clf.classes_, clf.shares_, gmm_part, model_id(clf.vae_))
         except InputError as err:  # it names the temporary file
             raise InputError(str(err).replace(str(model_part), str(model)).replace(str(gmm_part), str(gmm))) from err
 
@@ -288,10 +291,12 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
 hyperparameters = options(
     option("--recipe", default="fast", type=click.Choice(["fast", "course"]),
            help="Where settings not given come from: this report, or the course project."),
-    option("--epochs", type=AT_LEAST_1, show_default="the recipe's", help="Passes over the images, at most."),
+    option("--epochs", type=AT_LEAST_1, show_default="the recipe's", help="Passes over the images in each stage, at most."),
     option("--batch-size", type=AT_LEAST_1, show_default="the recipe's", help="Images in a training step."),
     option("--beta", type=Number(min=0), show_default="the recipe's", help="Weight of the KL term."),
-    option("--latent-dim", default=2, type=Whole(1, 512), help="Numbers that describe an image."),
+    option("--latent-dim", type=Whole(1, 512), show_default="the recipe's", help="Numbers that describe an image."),
+    option("--no-straighten", "straighten", flag_value=False, default=None, show_default="the recipe's",
+           help="Take images as they are, without centring them and taking out their slant."),
     option("--dropout", default=0.2, type=Number(0, 1, max_open=True),
            help="Share of units left out in training; 0 suits many images."),
     option("--max-minutes", default=55.0, type=Number(min=0, min_open=True), help="Time limit; best network is kept."))
@@ -307,16 +312,19 @@ hyperparameters = options(
 @option("--keep-labels", type=Labels(2), metavar="LIST", show_default="all", help="Labels of VAL to use, with commas.")
 @option("--checkpoint", type=PATH, metavar="FILE", help="Keep the state of training here, and go on from it.")
 @options(seed_option, device_option, quiet_option)
-def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, dropout, keep_labels, checkpoint, seed, device,
-          quiet, **given):
+def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, straighten, dropout, keep_labels, checkpoint,
+          seed, device, quiet, **given):
     model, gmm, checkpoint = out_dir / model, out_dir / gmm, out_dir / checkpoint if checkpoint else None
     check_outputs([path for path in (model, gmm, checkpoint) if path], [train_file, val_file])
     images, val_images, labels = read_training_files(train_file, val_file, keep_labels)
     from .classifier import VAEGMM  # after the checks: it loads more
-    from .training import TrainConfig
+    from .config import TrainConfig
     config = (TrainConfig.fast if recipe == "fast" else TrainConfig)(
         seed=seed, **{name: value for name, value in given.items() if value is not None})
-    clf = VAEGMM(latent_dim, dropout, config=config, random_state=seed, device=pick_device(device))
+    own = {name: value for name, value in dict(latent_dim=latent_dim, straighten=straighten).items() if value is not None}
+    clf = (VAEGMM if recipe == "fast" else VAEGMM.course)(
+        dropout=dropout, config=config, n_components=len(set(labels.tolist())), random_state=seed,
+        device=pick_device(device), **own)
     train_network(clf, images, checkpoint, quiet)
     clf.fit_gmm(images, val_images, labels)
     write_classifier(clf, model, gmm)
@@ -338,9 +346,11 @@ def test_reconstruction(recon_file, model, out_dir, device, quiet):
     x = as_images(load_npz(recon_file, read_labels=False).images)
     import numpy as np  # after the checks: it loads more
     from skimage.metrics import structural_similarity
+    from .classifier import VAEGMM
     from .model_files import load_vae
-    from .vae import reconstruct
-    y = reconstruct(load_vae(model).to(pick_device(device)), x).reshape(-1, 28, 28)
+    clf = VAEGMM()
+    clf.vae_ = load_vae(model).to(pick_device(device))
+    y = clf.reconstruct(x).reshape(-1, 28, 28)
     x = x.numpy().reshape(y.shape)
     ssim = np.array([structural_similarity(*pair, data_range=1) for pair in zip(x, y)])
     closeness = 1 - np.square(x - y).mean((1, 2))

@@ -80,9 +80,18 @@ class Team:
         "Random numbers of one's own for a block, if there are several processes; those of the order stay in step."
         return nullcontext() if self.size == 1 else seeded(2**31 * (self.rank + 1) + 2**16 * epoch + seed, device)
 
+    @contextmanager
     def joined(self, model):
-        "The model to train: its gradients are averaged over the processes."
-        return self.fabric.setup_module(model) if self.fabric else model
+        "Within the block, all processes start from the first one's weights, and gradients are means over them."
+        def average(weight):
+            torch.distributed.all_reduce(weight.grad)
+            weight.grad /= self.size
+        weights = [weight for weight in model.parameters() if self.size > 1]
+        for weight in weights: torch.distributed.broadcast(weight.data, 0)
+        hooks = [weight.register_post_accumulate_grad_hook(average) for weight in weights if weight.requires_grad]
+        try: yield
+        finally:
+            for hook in hooks: hook.remove()
 
     def mean(self, values, weights):
         "The weighted mean over the processes of `values` (n, 2), one weight for each row."

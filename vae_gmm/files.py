@@ -155,8 +155,8 @@ def as_array(X, what):
         raise InputError(f"{what}: cannot be read ({str(err).splitlines()[0]}); expected an array") from err
 
 # %% ../nbs/rooms/files.ipynb #00ecc193
-def check_labels(labels, n, what="labels"):
-    "Labels as (n,) int64, or an `InputError` that names `what`."
+def check_labels(labels, n, what="labels", missing=False):
+    "Labels as (n,) int64, or an `InputError` that names `what`; -1 for no label only if some may be `missing`."
     labels = as_array(labels, what)
     if labels.ndim != 1:
         raise InputError(f"{what}: has shape {labels.shape}; expected one label an image, shape ({n},)")
@@ -168,7 +168,7 @@ def check_labels(labels, n, what="labels"):
         raise InputError(f"{what}: has type {labels.dtype}; expected whole numbers{hint}")
     if labels.dtype == np.uint64 and n and labels.max() > 2**63 - 1:
         raise InputError(f"{what}: has values up to {labels.max()}; expected less than 2**63")
-    if (labels == -1).any():
+    if not missing and (labels == -1).any():
         raise InputError(f"{what}: holds -1, which stands for no label; expected a label for each image")
     return labels.astype(np.int64, copy=False)
 

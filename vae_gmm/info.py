@@ -81,9 +81,9 @@ def describe_mixture(path):
     "Lines about a mixture: its components, their labels, and the network it belongs to."
     from .files import listed
     from .model_files import load_gmm
-    gmm, labels, _, written_for = load_gmm(path)
-    dimensions = count(gmm.means_.shape[1], "dimension")
-    return [f"mixture of {count(len(gmm.weights_), 'component')} in {dimensions}",
+    mixture, labels, _, written_for = load_gmm(path)
+    dimensions = count(mixture.means.shape[1], "dimension")
+    return [f"mixture of {count(len(mixture.weights), 'component')} in {dimensions}",
             f"labels: {listed(labels)}", f"belongs to the network {written_for}"]
 
 def describe_network(path):
@@ -92,7 +92,7 @@ def describe_network(path):
     vae = load_vae(path)
     parameters = sum(p.numel() for p in vae.parameters())
     return [f"network with {count(vae.latent_dim, 'latent dimension')} and {parameters:,} parameters",
-            f"name: {model_id(vae)}"]
+            f"images: {'straightened' if vae.straightened else 'as they are'}", f"name: {model_id(vae)}"]
 
 def describe_tensors(path):
     "Lines about a safetensors file: a network, or a checkpoint of training."
@@ -105,7 +105,8 @@ def describe_tensors(path):
             f"written by vae_gmm {meta.get('version')}"]
     try:
         history, config = meta["history"], meta["config"]
-        return [f"checkpoint after {len(history['rows'])} of {config['epochs']} epochs, best {history['best_epoch']}",
+        epochs = config["epochs"] + config.get("prior_epochs", 0)
+        return [f"checkpoint after {len(history['rows'])} of {epochs} epochs, best {history['best_epoch']}",
                 f"settings: {pairs(config)}"]
     except (KeyError, TypeError, AttributeError) as err:
         raise InputError(f"{path}: damaged checkpoint; expected a history and settings in its header") from err
@@ -113,7 +114,7 @@ def describe_tensors(path):
 def describe_settings(path):
     "Lines about a config.json: the settings of a classifier that `VAEGMM.save` wrote."
     from dataclasses import asdict
-    from .classifier import read_settings
+    from .model_files import read_settings
     settings = read_settings(path)
     config = asdict(settings.pop("config"))
     return ["settings of a classifier", f"training: {pairs(config)}", f"mixture: {pairs(settings)}"]

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['kl_divergence', 'reparameterize', 'vae_loss', 'VAE', 'evaluate', 'encode', 'decode', 'reconstruct', 'elbo']
+__all__ = ['kl_divergence', 'reparameterize', 'vae_loss', 'VAE', 'evaluate', 'posterior', 'encode', 'decode', 'reconstruct',
+           'elbo']
 
 # %% ../nbs/02_vae.ipynb #7c45ff43
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -100,6 +101,7 @@ class VAE(nn.Module):
         if not (isinstance(dropout, Real) and 0 <= dropout < 1):
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
         self.latent_dim, self.dropout, f32 = int(latent_dim), float(dropout), dict(dtype=torch.float32)
+        self.straightened = False  # whether its images are straightened first, chapter 1
         # encoder: 28 x 28 -> 14 x 14 -> 7 x 7, in float32 whatever torch's default is
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1, **f32)
         self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1, **f32)
@@ -173,15 +175,19 @@ def evaluate(model, images, batch_size=512):
 
 
 # %% ../nbs/02_vae.ipynb #fb0b6d07
-def encode(
+def posterior(
     model,
     images,  # (n, 1, 28, 28) float32 in [0, 1]
     batch_size=512,
 ):
-    "Latent means mu (n, latent_dim) as a float64 NumPy array."
+    "mu and logvar of q(z | x), eq. (2.5), as two float32 tensors (n, latent_dim) in host memory; without dropout."
     with at_rest(model, images) as weight:
-        mu = torch.cat([model.encode(batch.to(weight))[0].cpu() for batch in images.split(batch_size)])
-        return mu.double().numpy()
+        parts = [model.encode(batch.to(weight)) for batch in images.split(batch_size)]
+        return tuple(torch.cat(part).float().cpu() for part in zip(*parts))
+
+def encode(model, images, batch_size=512):
+    "Latent means mu (n, latent_dim) as a float64 NumPy array."
+    return posterior(model, images, batch_size)[0].double().numpy()
 
 def decode(model, z, batch_size=512):
     "Grey values (n, 1, 28, 28) float32 NumPy in [0, 1] for latent points z (n, latent_dim)."
@@ -193,7 +199,6 @@ def decode(model, z, batch_size=512):
 def reconstruct(model, images, batch_size=512):
     "The decoder's image of each latent mean: (n, 1, 28, 28) float32 NumPy in [0, 1]."
     return decode(model, encode(model, images, batch_size), batch_size)
-
 
 # %% ../nbs/02_vae.ipynb #b7524cdc
 def elbo(model, images, samples=10, seed=0, batch_size=512):
