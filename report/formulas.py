@@ -1,13 +1,24 @@
-"""The report's formulas: found in pandoc's tree, set in Typst, numbered, and linked from the text."""
+"""The report's formulas: what pandoc's writers need and leave to do, numbers, links from the text, a font for HTML."""
+import base64
+import io
 import json
 import re
+from html import unescape
+from importlib.util import find_spec
+from pathlib import Path
 
-from report.tree import BuildError, element, pandoc, raw, rewrite
+import panflute as pf
+from fontTools import subset
+from fontTools.ttLib import TTFont
 
-WRITER = "typst-citations"
+from report.tree import BuildError, typst
+
 NUMBERED = re.compile(r"\\tag\{([\w.]+)\}")
-EQUATIONS = re.compile(r"(?:^|\W)(?:eqs?\.|equations?)$", re.I)  # a word after which "(3.7)" is an equation's number
-BETWEEN = {"and", "or", "to", "through"}  # words that may stand between two numbers
+_NUMBER = r"\(([1-9A-Z]\d*\.\d+[a-z]?)\)"
+# In Markdown: code and display formulas, which stay; "eqs. (3.1), (3.2) and (3.4)".
+_MENTION = re.compile(r"^ *(```+|~~~+).*?^ *\1 *$|`[^`\n]+`|\$\$.*?\$\$"
+                      rf"|\b(?P<mention>(?:eqs?\.|equations?)\s+{_NUMBER}"
+                      rf"(?:(?:,|\s*[–-]|)\s*(?:(?:and|or|to|through)\s+)?{_NUMBER})*)", re.M | re.S | re.I)
 
 # What texmath and pandoc's Typst writer get wrong or set badly, and what is written instead.
 TEX_FIXES = [
@@ -21,116 +32,117 @@ TEX_FIXES = [
     (r"(?<!\\left)(?<!\\right)(?<!\\)\|((?:[^|(){}]|\{[^{}|]*\}|\([^()|]*\))+)\|",
      r"\\left|\1\\right|"),  # |a|: a pair, not two relations
 ]
-OPERATOR = re.compile(r'(?<!upright\()(?<!bold\()(?<!italic\()("\w+")')  # in pandoc's Typst; op(...) sets it as a name
+# A formula in the Typst source, and what is written there: names of functions are operators to be spaced, and a line
+# may end at a relation, but not at the bar of p(x | z).
+_TYPST = re.compile(r'(?<=-math\()("(?:[^"\\]|\\.)*", (?:none, |"[\w.]+", )?)(\$.*?(?<!\\)\$)(?=\))', re.S)
+_OPERATOR = re.compile(r'(?<!upright\()(?<!bold\()(?<!italic\()("\w+")')
+# The same in MathML, where U+2061 follows a name: thin spaces around it, none beside operators and brackets.
+_NAME, _THIN = r'<mi mathvariant="normal">\w\w+</mi>', '<mspace width="0.167em"></mspace>'
+HTML_FIXES = [
+    (rf"(</(?!mo>|mspace>)\w+>(?:<mrow>)?)(?={_NAME}<mo>&#8289;)", rf"\1{_THIN}"),
+    (rf"(?<!<msub><mrow>)(?<!<msup><mrow>)({_NAME}<mo>&#8289;</mo>)(?=(?:</mrow>)?(?!<mspace|(?:<mrow>)*<mo\b|</))",
+     rf"\1{_THIN}"),
+    (rf"(<(munder|msub|msup)>(?:<mrow>)?{_NAME}(?:(?!</?\2>).)*</\2>)(?!<mspace|(?:<mrow>)*<mo\b|</)",
+     rf"<mrow>\1{_THIN}</mrow>"),
+    ("<mo accent=\"true\">\u0302</mo>", '<mo accent="true" stretchy="false">\u02c6</mo>'),  # in the middle of a letter
+    ("<mo accent=\"true\">\u0303</mo>", '<mo accent="true" stretchy="false">\u02dc</mo>'),
+    (r"(?<=</math>)(?=[,.;:!?)\]’”])", "\u2060"),  # no comma alone at the start of a line
+]
+# The letters that a browser shows for a variable of one letter: italic Latin and Greek.
+ITALIC = {0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)}
 
 
-def tex_source(tex):
-    for wrong, right in TEX_FIXES:
-        for _ in range(3):  # pairs of brackets stand in one another
-            tex = re.sub(wrong, right, tex, flags=re.S)
+def mend(text, fixes, times=1):
+    for wrong, right in fixes:
+        for _ in range(times):
+            text = re.sub(wrong, right, text, flags=re.S)
+    return text
+
+
+def mend_tex(tex):
+    tex = mend(tex, TEX_FIXES, 3)  # pairs of brackets stand in one another
     return re.sub(r"\\begin\{cases\}.*?\\end\{cases\}", lambda m: m[0].replace("&", r"&\quad "), tex, flags=re.S)
 
 
+def mend_typst(source):
+    def formula(m):
+        body = _OPERATOR.sub(r"op(\1)", m[2])
+        return m[1] + (body if body[1] == " " else body.replace(" divides ", ' thick class("normal", divides) thick '))
+
+    return _TYPST.sub(formula, source)
+
+
+def mend_html(page):
+    """The page with its formulas' spaces, and with a font for them."""
+    page = mend(page, HTML_FIXES)
+    return page.replace("<style>\n", f"<style>\n{font(page)}\n", 1)
+
+
+def link_mentions(markdown):
+    """`markdown` with links where it speaks of "eq. (3.7)"; a lone (3.7) is none."""
+    return _MENTION.sub(lambda m: re.sub(_NUMBER, r"[(\1)](#eq-\1)", m[0]) if m["mention"] else m[0], markdown)
+
+
 class Formulas:
-    """All formulas of a document: found, set by one run of pandoc, and put in their places with numbers."""
+    """The formulas of a document and their numbers."""
 
-    def __init__(self, document):
-        self.found = {}    # (display, TeX without its number): where it stands first
+    def __init__(self, html, draft):
+        self.html, self.draft = html, draft
         self.numbers = {}  # number: where it stands
-        rewrite(document, self.find)
-        self.set = dict(zip(self.found, self.convert(list(self.found))))
+        self.places = {}   # TeX: where it stands first
 
-    def find(self, node, at):
-        if node["t"] != "Math":
-            return None
-        display = node["c"][0]["t"] == "DisplayMath"
-        for number in NUMBERED.findall(node["c"][1]):
+    def find(self, math, at):
+        for number in NUMBERED.findall(math.text):
             if number in self.numbers:
                 raise BuildError(at, f"equation ({number}) is already numbered so in {self.numbers[number]}")
             self.numbers[number] = at
-        self.found.setdefault((display, self.source(node)), at)
-        return [node]
+        self.places.setdefault(mend_tex(NUMBERED.sub("", math.text).strip()), at)
 
-    @staticmethod
-    def source(node):
-        return NUMBERED.sub("", node["c"][1]).strip()
-
-    def convert(self, keys):
-        """The formulas `keys` in Typst, in their order."""
-        mark = "// formula"
-        blocks = []
-        for display, tex in keys:
-            kind = {"t": "DisplayMath" if display else "InlineMath"}
-            blocks += [element("Plain", [element("Math", kind, tex_source(tex))]), raw(mark, "RawBlock")]
-        document = {"pandoc-api-version": [1, 23, 1], "meta": {}, "blocks": blocks}
-        try:
-            text = pandoc(json.dumps(document), "-f", "json", "-t", WRITER, "--wrap=none")
-        except BuildError as err:
-            if len(keys) == 1:
-                raise BuildError(self.found[keys[0]], f"a formula cannot be set: {keys[0][1]}\n{err.message}") from None
-            half = len(keys) // 2  # find out which
-            return self.convert(keys[:half]) + self.convert(keys[half:])
-        return [OPERATOR.sub(r"op(\1)", part.strip()) for part in text.split(mark)[:-1]]
-
-    def to_typst(self, node, at):
-        """A visitor for `rewrite`: formulas become Typst."""
-        if node["t"] != "Math":
+    def target(self, link, at):
+        """A link to an equation as it is, if there is one."""
+        number = link.url.removeprefix("#eq-")
+        if number in self.numbers:
             return None
-        tex, display = self.source(node), node["c"][0]["t"] == "DisplayMath"
-        alt, body = json.dumps(" ".join(tex.split()), ensure_ascii=False), self.set[display, tex]
-        if not display:  # a line may end at a relation, but not at the bar of p(x | z)
-            body = re.sub(r"\bdivides\b", 'thick class("normal", divides) thick', body)
-            return [raw(f"#inline-math({alt}, {body})")]
-        number = next(iter(NUMBERED.findall(node["c"][1])), None)
-        label = f" <eq-{number}>" if number else ""
-        return [raw(f"#display-math({alt}, {json.dumps(number) if number else 'none'}, {body}){label}")]
+        if not self.draft:
+            raise BuildError(at, f"eq. ({number}) is mentioned, but no equation has this number")
+        return list(link.content)
 
-    def to_html(self, node, at):
-        """A visitor for `rewrite`: numbered formulas get their number and a place to link to."""
-        if node["t"] != "Math":
-            return None
-        math = element("Math", node["c"][0], tex_source(self.source(node)))
-        if node["c"][0]["t"] == "InlineMath":
-            return [math]
-        number = next(iter(NUMBERED.findall(node["c"][1])), None)
-        parts = [math, element("Span", ["", ["number"], []], [element("Str", f"({number})")])] if number else [math]
-        return [element("Span", [f"eq-{number}" if number else "", ["equation"], []], parts)]
+    def set(self, math):
+        """A formula as the writer needs it: with its number, and its TeX for those who cannot see it."""
+        number = next(iter(NUMBERED.findall(math.text)), "")
+        tex, display = NUMBERED.sub("", math.text).strip(), math.format == "DisplayMath"
+        math.text = mend_tex(tex)
+        if self.html:
+            shown = [pf.Span(pf.Str(f"({number})"), classes=["number"])] if number else []
+            return pf.Span(math, *shown, identifier=number and f"eq-{number}", classes=["equation"]) if display else math
+        alt = json.dumps(" ".join(tex.split()), ensure_ascii=False)
+        if not display:
+            return [typst(f"#inline-math({alt}, "), math, typst(")")]
+        shown, label = (f'"{number}"', f" <eq-{number}>") if number else ("none", "")
+        return [typst(f"#display-math({alt}, {shown}, "), math, typst(f"){label}")]
+
+    def blame(self, error):
+        """The `error` of a writer of pandoc, with the place of the formula that it is about."""
+        tex = re.search(r"Could not convert TeX math (.*?), rendering as TeX", error.message, re.S)
+        return BuildError(self.places.get(tex[1], ""), f"a formula cannot be set: {error.message}") if tex else error
 
 
-def link_equations(numbers, strict=True):
-    """A function for `rewrite_lists` that turns the numbers after "eq." in a list of inlines into links."""
-    def link(text, at):
-        parts = re.split(r"\(([1-9A-Z]\d*\.\d+[a-z]?)\)", text)
-        for i, part in enumerate(parts):
-            if i % 2 == 0:
-                if part:
-                    yield element("Str", part)
-            elif part in numbers:
-                yield element("Link", ["", [], []], [element("Str", f"({part})")], [f"#eq-{part}", ""])
-            elif strict:
-                raise BuildError(at, f"eq. ({part}) is mentioned, but no equation has this number")
-            else:
-                yield element("Str", f"({part})")
+def font(page):
+    """A rule of CSS that holds the font for the formulas of an HTML page, cut down to what it uses.
 
-    def inlines(nodes, at):
-        out, inside = [], False  # inside: after "eq." and before a word that is no number
-        for node in nodes:
-            text = node.get("c", "") if node["t"] == "Str" else ""
-            if not text:
-                inside = inside and node["t"] in ("Space", "SoftBreak")
-                out.append(node)
-                continue
-            word, gap, rest = text.partition("\u00a0")  # pandoc binds "eq." to what follows
-            if gap and EQUATIONS.search(word):
-                out.append(element("Str", word + gap))
-                text, inside = rest, True
-            number = re.search(r"\([1-9A-Z]\d*\.\d+[a-z]?\)", text)
-            if inside and number:
-                out += link(text, at)
-                inside = not re.search(r"[.;:]$", text)
-            else:
-                out.append(element("Str", text))
-                inside = bool(EQUATIONS.search(text)) or inside and (text.strip(",–—-") in BETWEEN | {""})
-        return out
-
-    return inlines
+    A browser sets MathML with a font that has OpenType's MATH table; without one, sums stay small and brackets do not
+    grow. Most phones have none. STIX Two Math comes from the package ziamath, under the SIL Open Font License.
+    """
+    formulas = re.sub(r"<annotation.*?</annotation>|<[^>]+>", "",
+                      " ".join(re.findall(r"<math.*?</math>", page, re.S)), flags=re.S)
+    if not formulas:
+        return ""
+    face = TTFont(Path(find_spec("ziamath").origin).with_name("fonts") / "STIXTwoMath-Regular.ttf",
+                  recalcTimestamp=False)
+    cutter = subset.Subsetter(subset.Options(layout_features=["*"], notdef_outline=True))
+    cutter.populate(unicodes=ITALIC | set(map(ord, unescape(formulas))))
+    cutter.subset(face)
+    face.flavor, file = "woff", io.BytesIO()
+    face.save(file)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'@font-face {{ font-family: "Formulas"; src: url(data:font/woff;base64,{data}) format("woff"); }}'

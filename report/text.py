@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 from report import cells
+from report.formulas import link_mentions
 from report.run import vector_file
 from report.tree import BuildError
 
@@ -23,15 +24,10 @@ MAX_LINES = 25    # longer cells are not printed without the tag pdf
 MAX_COLUMNS = 98  # characters of code that fit on a line
 PLACEHOLDER = (b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160">'
                b'<rect width="400" height="160" fill="#ddd"/></svg>')
-NAMED = ("figure", "fig"), ("table", "tbl")  # what has a number and a caption: its name, and how its label starts
 ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pytest\.raises|ExceptionExpected))")
-
 # How a notebook speaks of a figure or table beside the text; in the report, where figures float, by its number.
-POINTERS = [
-    (re.compile(rf"\b[Tt]he (?:{kind} below|next {kind}|following {kind})\b"), f"{label}-", 1)
-    for kind, label in NAMED] + [
-    (re.compile(rf"\b[Tt]he (?:{kind} above|last {kind})\b"), f"{label}-", -1) for kind, label in NAMED] + [
-    (re.compile(r"\bThe figure(?= \w+s\b)"), "fig-", 0)]  # 0: the nearer one, of two equally near ones the one above
+POINTER = re.compile(r"\b[Tt]he (?:(?P<on>next|following) (?:figure|table)|last (?:figure|table)|"
+                     r"(?:figure|table) (?:(?P<below>below)|above))\b|\b(?P<nearest>The figure)(?= \w+s\b)")
 
 
 def division(content, kind, identifier="", **attributes):
@@ -64,42 +60,40 @@ def shows_code(cell, rule="equations"):
     return any(re.search(r"# eqs?\. \(", line) and not ASSERTION.match(line) for line in lines)
 
 
+def printed(cell):
+    """What a cell printed, as Markdown."""
+    for out in cell.outputs:
+        data = out.get("data", {})
+        if out.get("name") == "stdout" or "text/plain" in data and len(data) == 1:
+            yield fenced(out.get("text") or data["text/plain"], "output")
+
+
 class Notebook:
-    """A notebook on its way into the report: its cells as Markdown, its pictures as files."""
+    """A notebook on its way into the report: its cells as Markdown, its pictures as files in `folder`."""
 
     def __init__(self, path, folder, root, meta):
         self.path, self.folder, self.root, self.meta = Path(path), Path(folder), Path(root), meta
-        self.nb = cells.read(path)
-
-    def picture(self, name, content, suffix):
-        """Write a picture beside the Typst source; its file name there."""
-        path = Path(self.folder, f"{self.path.stem}-{name}{suffix}")
-        path.write_bytes(content)
-        return path.name
-
-    def figure_file(self, cell, at):
-        """The file with the cell's figure: drawn as vectors where there is such a file, otherwise the stored PNG."""
-        label = cells.directives(cell).get("label", "").removeprefix("fig-")
-        png = next((o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})), None)
-        places = [Path(self.root, "figures", f"{name}.svg") for name in (label, label.replace("-", "_"))]
-        if png is None and self.meta.get("draft"):
-            return self.picture(label, PLACEHOLDER, ".svg")
-        if png is None:
-            raise BuildError(at, f"no figure: the cell with label fig-{label} has no stored picture")
-        for path in [vector_file(png, self.root), *places]:
-            if path.exists():
-                return self.picture(label or cell.id, path.read_bytes(), ".svg")
-        return self.picture(label or cell.id, base64.b64decode(png), ".png")
 
     def figure(self, cell, at):
+        """A cell's figure: drawn as vectors where there is such a file, otherwise the stored PNG."""
         d = cells.directives(cell)
-        if not d.get("label", "").startswith("fig-") or not d.get("fig-cap"):
+        label, caption = d.get("label", ""), d.get("fig-cap")
+        if not label.startswith("fig-") or not caption:
             raise BuildError(at, "a figure needs `#| label: fig-name` and `#| fig-cap: ...` (or the tag no-pdf)")
-        return division(d["fig-cap"], "figure", d["label"], file=self.figure_file(cell, at),
+        png = next((out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {})), "")
+        if not png and not self.meta["draft"]:
+            raise BuildError(at, f"no figure: the cell with label {label} has no stored picture")
+        name = label.removeprefix("fig-")
+        drawn = [vector_file(png, self.root), *(self.root / "figures" / f"{n}.svg"
+                                                for n in (name, name.replace("-", "_")))]
+        svg = next((path.read_bytes() for path in drawn if path.exists()), b"") if png else PLACEHOLDER
+        file = self.folder / f"{self.path.stem}-{name or cell.id}{'.svg' if svg else '.png'}"
+        file.write_bytes(svg or base64.b64decode(png))
+        return division(link_mentions(caption), "figure", label, file=file.name,
                         alt=d.get("fig-alt", "").replace('"', "'"))
 
     def outputs(self, cell, at):
-        """The cell's figures and tables as Markdown."""
+        """A cell's figures and tables as Markdown."""
         d, done = cells.directives(cell), False
         for out in cell.outputs:
             data = out.get("data", {})
@@ -108,40 +102,30 @@ class Notebook:
                 yield self.figure(cell, at)
                 done = True
             elif "text/markdown" in data or table:
-                text = data["text/markdown"] if "text/markdown" in data else fenced(table[0], "{=html}")
-                cap = d.get("tbl-cap")
-                yield division(f"{cap}\n\n{text}", "table", d.get("label", "")) if cap else text
+                text = link_mentions(data["text/markdown"]) if "text/markdown" in data else fenced(table[0], "{=html}")
+                caption = link_mentions(d.get("tbl-cap", ""))
+                yield division(f"{caption}\n\n{text}", "table", d.get("label", "")) if caption else text
         if "fig-cap" in d and not done:
             yield self.figure(cell, at)
-
-    @staticmethod
-    def printed(cell):
-        """What the cell printed, as Markdown."""
-        for out in cell.outputs:
-            data = out.get("data", {})
-            if out.get("name") == "stdout" or "text/plain" in data and len(data) == 1:
-                yield fenced(out.get("text") or data["text/plain"], "output")
 
     def code(self, cell, at):
         """A code cell as Markdown; empty if nothing of it is printed."""
         if cells.hidden(cell):
             return ""
-        shown = shows_code(cell, self.meta.get("code", "equations"))
+        shown, source = shows_code(cell, self.meta.get("code", "equations")), []
         if self.meta["html"] and cells.echoed(cell) and cells.code(cell):
-            source = [division("\n\n".join([fenced(cells.code(cell), "python"), *self.printed(cell)]),
+            source = [division("\n\n".join([fenced(cells.code(cell), "python"), *printed(cell)]),
                                "source" + " .open" * shown)]
         elif shown:
-            source = [fenced(fit(cells.code(cell)), "python"), *self.printed(cell)]
-        else:
-            source = []
+            source = [fenced(fit(cells.code(cell)), "python"), *printed(cell)]
         return "\n\n".join([*source, *self.outputs(cell, at)])
 
-    def markdown(self, keep=lambda cell: True):
-        """The cells for which `keep(cell)` holds, as one Markdown text, each in a division that says where it is."""
-        parts = []  # [at, kind of cell or label of the figure it draws, Markdown]
+    def markdown(self, keep=lambda cell: True, **attributes):
+        """The cells for which `keep(cell)` holds as one Markdown text, each in a division that says where it is."""
+        parts = []  # [at, label of the figure or table that the cell draws or "markdown", Markdown]
         unwanted = {"no-pdf"} if self.meta["html"] else {"no-pdf", "solution"}
         left_out = 7  # level of the heading whose section is left out; 7 is none
-        for cell in self.nb.cells:
+        for cell in cells.read(self.path).cells:
             at = f"{self.path.name} cell {cell.id}"
             heading = re.match(r"(#+) +(.*)", cell.source) if cell.cell_type == "markdown" else None
             if heading and len(heading[1]) <= left_out:
@@ -150,30 +134,28 @@ class Notebook:
                 left_out = len(heading[1]) if listed or whole else 7
             if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & unwanted or not keep(cell):
                 continue
-            text = cell.source.strip() if cell.cell_type == "markdown" else self.code(cell, at)
-            d = cells.directives(cell) if cell.cell_type == "code" else {}
-            label = d.get("label", "")
-            if text:
-                numbered = label.startswith("fig-") or label.startswith("tbl-") and "tbl-cap" in d
-                parts.append([at, label if numbered else cell.cell_type, text])
+            if cell.cell_type == "markdown":
+                parts.append([at, "markdown", link_mentions(cell.source.strip())])
+            elif text := self.code(cell, at):
+                parts.append([at, cells.directives(cell).get("label", ""), text])
             elif parts and parts[-1][1] == "markdown":  # the code that this text leads up to is not printed
                 parts[-1][2] = re.sub(r":$", ".", parts[-1][2])
         point_to_figures(parts)
-        return "\n\n".join(division(text, "cell", at=at) for at, _, text in parts)
+        return "\n\n".join(division(text, "cell", at=at, **attributes) for at, _, text in parts)
 
 
 def point_to_figures(parts):
-    """Let text that speaks of "the figure below" name the figure's number, and of a table likewise; `parts` as in
-    Notebook.markdown."""
-    kinds = [kind for _, kind, _ in parts]
-    for i, part in enumerate(parts):
-        if part[1] != "markdown":
-            continue
-        for phrase, start, side in POINTERS:
-            places = [(j - i, kind) for j, kind in enumerate(kinds) if kind.startswith(start)]
-            near = min((p for p in places if p[0] * side >= 0), key=lambda p: (abs(p[0]), p[0]), default=None)
-            if near:
-                part[2] = phrase.sub(f"@{near[1]}", part[2])
+    """Let text that speaks of "the figure below" name the figure's number; `parts` as in Notebook.markdown."""
+    def name(m):
+        kind = "{.figure #fig-" if "figure" in m[0] else "{.table #tbl-"
+        side = 0 if m["nearest"] else 1 if m["on"] or m["below"] else -1
+        near = min(((abs(j - here), j) for j, part in enumerate(parts)
+                    if kind in part[2] and (j - here) * side >= 0), default=None)
+        return f"@{parts[near[1]][1]}" if near else m[0]
+
+    for here, part in enumerate(parts):
+        if part[1] == "markdown":
+            part[2] = POINTER.sub(name, part[2])
 
 
 def markdown(meta, root, folder, only=None):
@@ -187,10 +169,11 @@ def markdown(meta, root, folder, only=None):
             intro = re.sub(r"^#+ +(.+)$", r"## \1 {.unnumbered .unlisted}", intro, flags=re.M)
             parts.append("# Introduction {.unnumbered}\n\n" + intro)
     for number, name in enumerate(meta["chapters"], 1):
+        path = nbs / f"{name}.ipynb"
         if only is not None and name not in only:
             continue
-        path = nbs / f"{name}.ipynb"
         if not path.exists():
             raise BuildError("report/metadata.yaml", f"chapter {name}: {path} does not exist")
-        parts.append(f"[]{{.chapter name={name} number={number}}}\n\n" + Notebook(path, folder, root, meta).markdown())
+        number = cells.chapter(path.name) or number
+        parts.append(Notebook(path, folder, root, meta).markdown(chapter=name, number=number))
     return "\n\n".join(parts) + "\n\n# References {.unnumbered}\n\n::: {#refs}\n:::\n"

@@ -66,7 +66,7 @@ class TrainConfig:
     @classmethod
     def fast(cls, **changes):
         "The report's recipe: small batches, one cycle of the step size, a varied pose, then a mixture as the prior."
-        recipe = cls(epochs=16, batch_size=16, schedule="onecycle", stop_patience=1000, beta_warmup=5, train_share=1.0,
+        recipe = cls(epochs=18, batch_size=16, schedule="onecycle", stop_patience=1000, beta_warmup=5, train_share=1.0,
                      vary_pose=True)
         return replace(recipe, **{"prior_epochs": changes.get("epochs", recipe.epochs), **changes})
 

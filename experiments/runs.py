@@ -1,0 +1,86 @@
+"""What the measurements share: the protocol of one draw, the images that are read, and a file of finished runs.
+
+Protocol. Draw s takes everything from the seed s: which of the embedded digits are labelled, tested on or left for
+training (`write_course_files`), the weights, the order of the images, the variation. Settings were chosen on
+development images (MNIST training images outside the embedded 5,000); trials before that had looked at official test
+images. Here the official test images are read once a run, after training, and decide about nothing.
+"""
+import datetime
+import hashlib
+import json
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vae_gmm.data import embedded_digits, load_npz, write_course_files
+from vae_gmm.files import mnist_digits, replacing
+
+DIGITS = 1, 4, 8
+
+
+def draw(seed):
+    """Unlabelled images, labelled images and their labels for this seed, as `vae_gmm data --seed` writes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_course_files(folder, DIGITS, seed=seed)
+        return load_npz(paths["train"]).images, *load_npz(paths["val"])
+
+
+def of_digits(images, labels):
+    """The images of 1, 4 and 8."""
+    kept = np.isin(labels, DIGITS)
+    return images[kept], labels[kept]
+
+
+def test_images():
+    """The 3,091 official test images; the MNIST folder is in `VAE_GMM_DATA`."""
+    return of_digits(*mnist_digits(train=False))
+
+
+def development_images(every=3):
+    """Every third of the MNIST training images that are not embedded."""
+    images, labels = mnist_digits(train=True)
+    embedded = {image.tobytes() for image in embedded_digits()[0]}
+    outside = np.array([image.tobytes() not in embedded for image in images])
+    images, labels = of_digits(images[outside], labels[outside])
+    return images[::every], labels[::every]
+
+
+def other_pens():
+    """Digits never trained on: scikit-learn's 8 x 8 digits at MNIST's size; test images with another stroke width."""
+    from scipy.ndimage import grey_dilation, grey_erosion, zoom
+    from sklearn.datasets import load_digits
+    images, labels = of_digits(*load_digits(return_X_y=True))
+    large = np.stack([np.pad(zoom(image.reshape(8, 8), 2.5, order=1), 4) for image in images]).clip(0, 16) / 16
+    test, names = test_images()
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[None]
+    return {"8 x 8 digits of scikit-learn": (large, labels),
+            "test images, thicker strokes": (grey_dilation(test, footprint=cross), names),
+            "test images, thinner strokes": (grey_erosion(test, footprint=np.ones((1, 2, 2), bool)), names)}
+
+
+def provenance(**more):
+    """Date, versions, data and machine."""
+    names = "torch", "numpy", "scikit-learn", "mlxtend"
+    return dict(date=datetime.date.today().isoformat(), python=platform.python_version(),
+                versions={name: version(name) for name in names}, processor=platform.processor() or platform.machine(),
+                threads=torch.get_num_threads(), data=hashlib.sha256(embedded_digits()[0].tobytes()).hexdigest()[:16],
+                **more)
+
+
+def measure(script, keys, one):
+    """Run one(**key) for each key whose result is not in SCRIPT.json yet; each finished run is written at once."""
+    path = Path(script).with_suffix(".json")
+    stored = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    for key in keys:
+        if any(all(run.get(k) == v for k, v in key.items()) for run in stored["runs"]):
+            continue
+        run = key | one(**key) | dict(provenance=provenance())
+        now = json.loads(path.read_text()) if path.exists() else {"runs": []}  # another process may have added some
+        stored = {"runs": sorted([*now["runs"], run], key=lambda run: json.dumps([run[k] for k in key]))}
+        with replacing(path) as part:
+            part.write_text(json.dumps(stored, indent=1) + "\n")
+        print({k: v for k, v in run.items() if k != "provenance"}, flush=True)
