@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install report notebooks export experiments readme pdf html test check lab clean
+.PHONY: help install report publish export experiments readme pdf html test check lab clean
 
 help: ## this list
 	@awk -F ' *:.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -21,13 +21,16 @@ $(INSTALLED): constraints.txt settings.ini setup.py
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-report: export ## run all notebooks, draw figures/, write README.md and report.pdf
-	$(BIN)/python -m report.run
+report: export ## run the notebooks in build/, write report.pdf, show this machine's figures beside the published ones
+	$(BIN)/python -m report.run --build
+	$(BIN)/python -m report.build --root build --out report.pdf
+	@$(BIN)/python -m report.headlines
+
+publish: export ## run the notebooks in place: write figures/, what the notebooks store, README.md and report.pdf
+	rm -rf build/kept
+	VAE_GMM_KEPT= $(BIN)/python -m report.run
 	$(BIN)/python -m report.readme
 	$(BIN)/python -m report.build
-
-notebooks: export ## run all notebooks in place, in order, and clean them
-	$(BIN)/python -m report.run
 
 export: $(INSTALLED) ## write vae_gmm/ from the notebooks
 	IN_TEST= XDG_CONFIG_HOME=.venv $(BIN)/python $(BIN)/nbdev_export
@@ -38,10 +41,10 @@ experiments: export ## the long measurements behind 06_results, about an hour (V
 readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
 	$(BIN)/python -m report.readme
 
-pdf: $(INSTALLED) ## build report.pdf from the notebooks as they are stored
+pdf: $(INSTALLED) ## build report.pdf from the notebooks as published
 	$(BIN)/python -m report.build
 
-html: $(INSTALLED) ## build report.html from the notebooks as they are stored
+html: $(INSTALLED) ## build report.html from the notebooks as published
 	$(BIN)/python -m report.build --html
 
 test: $(INSTALLED) ## check everything; the last line counts passed and failed
@@ -53,6 +56,6 @@ check: $(INSTALLED) ## the quick part of make test: notebooks, package, README.m
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab nbs
 
-clean: ## remove .venv and everything built
+clean: ## remove .venv, trained networks and everything built
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis report.pdf report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,14 +1,17 @@
-"""Execute notebooks in place and clean them: `python -m report.run [NOTEBOOK ...]` (all, in reading order).
+"""Execute notebooks and clean them: `python -m report.run [NOTEBOOK ...]` (all, if none is given).
+
+They run in place, or with --build in build/, where those that have not changed since their last run there are passed
+over (report/plan.py). Notebooks that do not wait for one another run side by side, as many as there are cores.
 
 Figures are drawn twice: the PNG is stored in the notebook, the same figure as vectors goes to build/vector/ (not kept
 in git) for report.pdf, under a name made from the PNG's content, so that the two cannot be mixed up. A cell with a
 `fig-cap` that has drawn nothing ends the run.
 """
+import asyncio
 import hashlib
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,10 +23,11 @@ from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbdev.clean import clean_nb
 import nbformat
 
-from report import cells
+from report import cells, plan
 
 MAX_SVG = 1_500_000  # characters
-KERNEL_ARGUMENTS = ["--log-level=ERROR", "--InlineBackend.figure_formats={'png','svg'}"]
+MAX_CORES = 8  # more would take more memory than many a machine has
+KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InlineBackend.figure_formats={'png','svg'}"]
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -43,8 +47,9 @@ class Client(NotebookClient):
 
 
 def vector_file(png, root=cells.ROOT):
-    """Where the vector drawing that belongs to a stored PNG (base64) lies."""
-    return Path(root, "build", "vector", hashlib.sha256("".join(png.split()).encode()).hexdigest()[:20] + ".svg")
+    """Where the vector drawing that belongs to a stored PNG (base64) lies; `root` may be build/ itself."""
+    folder = Path(root, "vector") if Path(root).name == "build" else Path(root, "build", "vector")
+    return folder / (hashlib.sha256("".join(png.split()).encode()).hexdigest()[:20] + ".svg")
 
 
 def _take_vectors(nb, root):
@@ -93,14 +98,24 @@ def cleaned(nb, root=cells.ROOT):
     return nb2str(out)
 
 
-def execute(path, flags=(), root=cells.ROOT):
+def store(nb, path, root):
+    """Write a notebook, cleaned, to `path`, complete or not at all; True if the file changed."""
+    text = cleaned(nb, root)
+    if path.exists() and text == path.read_text(encoding="utf-8"):
+        return False
+    part = path.with_name("." + path.name + ".part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
+    return True
+
+
+async def execute(path, flags=(), root=cells.ROOT, threads=1):
     """Execute the notebook at `path` in place; True if its file changed. A failure leaves the file as it was."""
-    path = Path(path)
     nb = cells.read(path)
     client = Client(nb, flags, timeout=None, record_timing=False, kernel_name="python3",
                     extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}})
     try:
-        client.execute()
+        await client.async_execute(env={"OMP_NUM_THREADS": str(threads), **os.environ})
     except (CellControlSignal, DeadKernelError) as err:
         cell = nb.cells[client.at]
         raise click.ClickException(f"{path}: cell {client.at} (id {cell.get('id')}) failed\n\n"
@@ -109,31 +124,88 @@ def execute(path, flags=(), root=cells.ROOT):
     _take_vectors(nb, root)
     _drop_volatile(nb)
     nb.metadata.kernelspec = cells.KERNEL
-    text = cleaned(nb, root)
-    if text == path.read_text(encoding="utf-8"):
-        return False
-    part = path.with_name("." + path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
-    return True
+    return store(nb, path, root)
+
+
+async def execute_in_build(path, flags, root, threads):
+    """Execute in build/ the notebook at `path`, unless this has been done; how that went, in words."""
+    build = Path(root, "build")
+    copy, key = build / path.relative_to(root), plan.key(path, root)
+    if plan.is_done(path, key, root):
+        store(plan.with_outputs(cells.read(path), cells.read(copy)), copy, build)
+        return "unchanged"
+    plan.remember(path, None, root)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(path.read_bytes())
+    await execute(copy, flags, build, threads)
+    plan.remember(path, None if flags else key, root)  # with cells left out it is not done
+    return "run"
+
+
+async def side_by_side(waits, job, cores):
+    """Call `job(path, threads)` for each notebook of `waits`, {path: those it waits for}, as many at once as may be.
+
+    One for which others wait has half the cores, any other has one. The first failure ends the run."""
+    threads, needed = max(1, cores // 2), {other for others in waits.values() for other in others}
+    done, slots = {path: asyncio.Event() for path in waits}, asyncio.Semaphore(cores - threads + 1)
+
+    async def one(path):
+        for other in waits[path]:
+            await done[other].wait()
+        async with slots:
+            await job(path, threads if path in needed else 1)
+        done[path].set()
+
+    def no_handler(*signal):
+        raise RuntimeError("Ctrl-C cancels all tasks")  # where nbclient's own would stop one kernel
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler = loop.remove_signal_handler = no_handler
+    tasks = [asyncio.ensure_future(one(path)) for path in sorted(waits, key=lambda path: path not in needed)]
+    try:
+        await asyncio.gather(*tasks)
+    except Exception:  # a task has failed; if this one is cancelled, so are they
+        for task in tasks:
+            task.cancel()
+        raise
+    finally:
+        await asyncio.gather(*tasks, return_exceptions=True)  # until their kernels have ended
+
+
+def available_cores():
+    """How many processors this process may use, at most MAX_CORES."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, MAX_CORES)
 
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--build", is_flag=True, help="Run in build/, and only what has changed since its last run there.")
 @click.option("--skip", multiple=True, metavar="FLAG", help="Pass over cells marked `#| FLAG`, e.g. --skip slow.")
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
-def main(paths, skip, root):
-    """Execute PATHS (all notebooks if none is given) in place, in order, and clean them."""
+def main(paths, build, skip, root):
+    """Execute PATHS (all notebooks if none is given) and clean them."""
+    root = root.resolve()
+    chosen = [path.resolve() for path in paths] or cells.notebooks(root)
+    chosen = plan.with_waited_for(chosen, root) if build else chosen
+    waits = {path: [other for other in plan.waits(root).get(path, ()) if other in chosen] for path in chosen}
+
+    async def job(path, threads):
+        start = time.perf_counter()
+        if build:
+            how = await execute_in_build(path, skip, root, threads)
+        else:
+            how = "written" if await execute(path, skip, root, threads) else "as stored"
+        click.echo(f"{cells.name_of(path, root):30} {time.perf_counter() - start:6.1f} s  {how}")
+
     with tempfile.TemporaryDirectory() as folder:
         env = cells.environment(folder) | {"SOURCE_DATE_EPOCH": "0"}  # SVG files without a date
+        env["VAE_GMM_KEPT"] = env.get("VAE_GMM_KEPT") or str(root / "build" / "kept")
         os.environ.clear()
         os.environ.update(env)
-        for path in paths or cells.notebooks(root):
-            start = time.perf_counter()
-            changed = execute(path, skip, root)
-            seconds, done = time.perf_counter() - start, "written" if changed else "as stored"
-            click.echo(f"{cells.name_of(path, root):30} {seconds:6.1f} s  {done}")
-            sys.stdout.flush()
+        if build:
+            plan.prepare(root)
+        asyncio.run(side_by_side(waits, job, available_cores()))
 
 
 if __name__ == "__main__":
