@@ -166,7 +166,7 @@ def load_checkpoint(
         raise InputError(f"{path}: damaged checkpoint ({err}); move it away to start anew") from err
 
 # %% ../nbs/rooms/checkpoint.ipynb #b7c10a02
-SOURCES = "files", "data", "vae", "gmm", "devices", "checkpoint", "training"  # modules that a training depends on
+SOURCES = "files", "config", "data", "vae", "gmm", "devices", "checkpoint", "training"  # modules that a training depends on
 LIBRARIES = "torch", "numpy", "scipy", "scikit-learn"
 
 def described(thing):
