@@ -15,10 +15,10 @@ def digits():
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory, digits):
-    """A folder with train.npz, val.npz, test.npz, recon.npz and, trained for one epoch, vae.pth and gmm.pkl."""
+    """A folder with train.npz, val.npz, test.npz, recon.npz and, of one epoch in each stage, vae.pth and gmm.pkl."""
     from vae_gmm.classifier import VAEGMM
+    from vae_gmm.config import TrainConfig
     from vae_gmm.model_files import model_id, save_gmm, save_vae
-    from vae_gmm.training import TrainConfig
     folder = tmp_path_factory.mktemp("good")
     images, labels = digits
     val = np.concatenate([np.flatnonzero(labels[60:] == d)[:3] for d in (1, 4, 8)]) + 60
@@ -26,7 +26,7 @@ def good(tmp_path_factory, digits):
     np.savez(folder / "val.npz", data=images[val], labels=labels[val])
     np.savez(folder / "test.npz", data=images[100:], labels=labels[100:])
     np.savez(folder / "recon.npz", data=images[100:104])
-    clf = VAEGMM(config=TrainConfig.fast(epochs=1), n_init=2).fit(images[:60], images[val], labels[val])
+    clf = VAEGMM(config=TrainConfig.fast(epochs=1)).fit_labelled(images[:60], images[val], labels[val])
     save_vae(clf.vae_, folder / "vae.pth")
-    save_gmm(clf.gmm_, clf.classes_, clf.shares_, folder / "gmm.pkl", model_id(clf.vae_))
+    save_gmm(clf.mixture_, clf.classes_, clf.shares_, folder / "gmm.pkl", model_id(clf.vae_))
     return folder

@@ -8,11 +8,11 @@ __all__ = ['vae_gmm', 'main']
 # %% ../nbs/rooms/cli.ipynb #785a5922
 import errno, math, os, re, shlex, signal, sys, tempfile, warnings
 from contextlib import suppress
-from functools import reduce
+from functools import cache, partial, reduce
 from itertools import takewhile
 from pathlib import Path
 import click
-from click import argument, option
+from click import ClickException, argument, option
 from . import __version__
 from .info import count
 
@@ -62,7 +62,7 @@ def pick_device(name):
     kind, _, number = name.partition(":")
     here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if int(number or 0) < here[kind]: return name
-    raise click.ClickException(f"--device {name}: not in this machine; expected cpu, or auto to take what there is")
+    raise ClickException(f"--device {name}: not in this machine; expected cpu, or auto to take what there is")
 
 # %% ../nbs/rooms/cli.ipynb #335d3b65
 COLOUR = False if os.environ.get("NO_COLOR") else None  # for click: never, or on a terminal only
@@ -110,7 +110,7 @@ class Commands(click.Group):
         try: code = super().main(words, prog_name, **{**options, "standalone_mode": False})
         except click.UsageError as err:
             end(2, err.format_message().rstrip(".") + (f" (see {err.ctx.command_path} --help)" if err.ctx else ""))
-        except click.ClickException as err: end(1, err.format_message())
+        except ClickException as err: end(1, err.format_message())
         except (click.Abort, KeyboardInterrupt): end(1, "interrupted")
         except Exception as err:
             if lacks_memory(err): code = MemoryError  # said below, where the error no longer holds on to what took it
@@ -125,8 +125,8 @@ class Commands(click.Group):
                                                  show_default=True), help="""
     Read handwritten digits without training labels.
 
-    A variational autoencoder learns from unlabelled images, a Gaussian mixture
-    finds the groups, and a few labelled images name them. A first session:
+    A variational autoencoder learns from unlabelled images, with a Gaussian mixture
+    as its prior; a few labelled images name the components. A first session:
 
     \b
       vae_gmm data
@@ -153,7 +153,8 @@ def main():
     except OSError: end(1, "the current folder is no longer there; expected to be started in one that is")
     with suppress(ValueError):  # only the main thread can arrange that SIGTERM raises `KeyboardInterrupt`, too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.showwarning = lambda message, *args, **kwargs: note(f"Warning: {printable(str(message))}")
+    warned = cache(lambda text: note(f"Warning: {printable(text)}"))  # once, however often a library says it
+    warnings.showwarning = lambda message, *args, **kwargs: warned(str(message))
     vae_gmm()
 
 # %% ../nbs/rooms/cli.ipynb #f95f1a16
@@ -171,24 +172,21 @@ device_option = option("--device", default="auto", callback=check_device, metava
 seed_option = option("--seed", default=0, type=Whole(0, 2**32 - 1), help="Seed of all random choices.")
 quiet_option = option("--quiet", "-q", is_flag=True, help="Print results only.")
 
+def unwritable(path, others, inputs):
+    "Why no output can be written at `path`, or None."
+    if not path.parent.is_dir(): return f"the folder {path.parent} does not exist; expected an existing folder"
+    if path.exists() and not path.is_file(): return "cannot be written, it is a folder or a device; expected a file"
+    if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
+        return "is an input and would be overwritten; expected another name"
+    if path.resolve() in [file.resolve() for file in others]: return "would be written twice; expected two names"
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as part: part.write(b"x")
+
 def check_outputs(outputs, inputs=()):
     "Raise a `ClickException` unless a file can be written at each of `outputs` and none is another or an input."
     for i, path in enumerate(outputs):
-        wrong = None
-        try:
-            if not path.parent.is_dir():
-                wrong = f"the folder {path.parent} does not exist; expected an existing folder"
-            elif path.exists() and not path.is_file():
-                wrong = "cannot be written, it is a folder or a device; expected a file name"
-            elif path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
-                wrong = "is an input and would be overwritten; expected another name"
-            elif path.resolve() in [other.resolve() for other in outputs[:i]]:
-                wrong = "would be written twice; expected two different names"
-            else:
-                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as part:
-                    part.write(b"try")
+        try: wrong = unwritable(path, outputs[:i], inputs)
         except OSError as err: wrong = f"cannot be written ({err.strerror})"
-        if wrong: raise click.ClickException(f"{path}: {wrong}")
+        if wrong: raise ClickException(f"{path}: {wrong}")
 
 def next_command(*words):
     "A command line to type, under the name that this program was called by."
@@ -198,7 +196,7 @@ def found(name, path, out):
     "The file of the option `name`, seen from here or from the folder `out`, where `train` writes; not one of two."
     far, here, there = out / path, os.path.exists(path), os.path.exists(out / path)
     if not here or not there or os.path.samefile(path, far): return far if there and not here else path
-    raise click.ClickException(f"{path}: is here and in {out}; expected {name} {typed(far)} or {typed(path.resolve())}")
+    raise ClickException(f"{path}: is here and in {out}; expected {name} {typed(far)} or {typed(path.resolve())}")
 
 # %% ../nbs/rooms/cli.ipynb #6d30b409
 @vae_gmm.command(help="""
@@ -217,7 +215,7 @@ def data(digits, labels_per_digit, root, out_dir, seed, force, quiet):
     from .data import course_paths, load_npz, write_course_files
     paths = list(course_paths(out_dir, digits).values())
     if there := [path for path in paths if path.exists() and not force]:
-        raise click.ClickException(f"{there[0]}: exists already; expected another --out-dir, or --force to replace it")
+        raise ClickException(f"{there[0]}: exists already; expected another --out-dir, or --force to replace it")
     check_outputs(paths)
     write_course_files(out_dir, digits, root, labels_per_digit, seed=seed)
     if not quiet:
@@ -233,22 +231,20 @@ def read_training_files(train_file, val_file, keep_labels=None):
     val_images, labels = load_npz(val_file, keep_labels, require_labels=True)
     found = sorted(set(labels.tolist()))
     if absent := [label for label in keep_labels or () if label not in found]:
-        raise click.ClickException(f"{val_file}: 'labels' has no {absent[0]}; expected at least one image of each of "
-                                   f"--keep-labels {','.join(map(str, keep_labels))}")
-    if len(found) < 2:
-        raise click.ClickException(f"{val_file}: 'labels' holds {found[0]} only; expected two or more different labels")
+        wanted = ",".join(map(str, keep_labels))
+        raise ClickException(f"{val_file}: 'labels' has no {absent[0]}; expected all of --keep-labels {wanted}")
+    if len(found) < 2: raise ClickException(f"{val_file}: 'labels' holds {found[0]} only; expected two or more")
     if len(images) < (least := max(5, len(found))):
-        raise click.ClickException(f"{train_file}: 'data' holds {len(images)} images; expected {least} or more")
+        raise ClickException(f"{train_file}: 'data' holds {len(images)} images; expected {least} or more")
     return images, val_images, labels
 
-def log_epoch(history, epochs):
+def log_epoch(history, config):
     "A plain line for a log, about the epoch just finished."
     row = history.rows[-1]
-    losses = f"training loss {row['train_loss']:.2f}"
+    losses = f"stage {row['stage']}, " * bool(config.prior_epochs) + f"training loss {row['train_loss']:.2f}"
     if "val_loss" in row:
-        best = ", best so far" * (history.best_epoch == row["epoch"])
-        losses += f", validation loss {row['val_loss']:.2f}{best}"
-    note(f"epoch {row['epoch']} of {epochs}: {losses}")
+        losses += f", validation loss {row['val_loss']:.2f}" + ", best so far" * (history.best_epoch == row["epoch"])
+    note(f"epoch {row['epoch']} of {config.epochs + config.prior_epochs}: {losses}")
 
 def train_network(clf, images, checkpoint=None, quiet=False):
     "Train the network of `clf`, with a bar on a terminal and lines elsewhere; `ClickException` if none is to keep."
@@ -256,15 +252,14 @@ def train_network(clf, images, checkpoint=None, quiet=False):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the loss is not finite")  # said below
         clf.fit_vae(images, checkpoint=checkpoint, resume=checkpoint is not None, progress=False if quiet else None,
-                    callback=(lambda history: log_epoch(history, clf.config.epochs + clf.config.prior_epochs)) if plain else None)
+                    callback=partial(log_epoch, config=clf.config) if plain else None)
     history, lost = clf.history_, "no model was written"
     if history.stopped == "interrupted":
         kept = "--checkpoint FILE would have kept the state" if not checkpoint else (
             f"the same command goes on from {checkpoint}" if checkpoint.exists() else
             "nor a checkpoint, which follows each epoch")
-        raise click.ClickException(f"interrupted after {count(len(history.rows), 'epoch')}; {lost} ({kept})")
-    if not history.best_epoch:
-        raise click.ClickException(f"{history.stopped}; {lost}; expected a smaller --beta or --batch-size to help")
+        raise ClickException(f"interrupted after {count(len(history.rows), 'epoch')}; {lost} ({kept})")
+    if not history.best_epoch: raise ClickException(f"{history.stopped}; {lost}; expected a smaller --beta to help")
     if "not finite" in history.stopped: note(f"Warning: {history.stopped}; the best network so far is kept")
 
 def write_classifier(clf, model, gmm):
@@ -283,48 +278,47 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
     from .files import listed
     test_file = train_file.with_name(train_file.name.replace("train", "test"))
     test_file = test_file if test_file != train_file and test_file.exists() else "TEST.npz"
-    say(f"Trained for {count(len(clf.history_.rows), 'epoch')} ({clf.history_.stopped}) on {n_images} images.")
-    say(f"{count(len(clf.shares_), 'component')}, named {listed(clf.classes_)} by {count(n_labels, 'labelled image')}.")
-    say(f"Network: {model}", f"Mixture: {gmm}")
+    say(f"Trained for {count(len(clf.history_.rows), 'epoch')} ({clf.history_.stopped}) on {n_images} images.",
+        f"{count(len(clf.shares_), 'component')}, named {listed(clf.classes_)} by {count(n_labels, 'labelled image')}.",
+        f"Network: {model}", f"Mixture: {gmm}")
     say(f"Next: {next_command('test_classifier', test_file, '--model', model, '--gmm', gmm)}", bold=True)
 
 hyperparameters = options(
     option("--recipe", default="fast", type=click.Choice(["fast", "course"]),
-           help="Where settings not given come from: this report, or the course project."),
-    option("--epochs", type=AT_LEAST_1, show_default="the recipe's", help="Passes over the images in each stage, at most."),
-    option("--batch-size", type=AT_LEAST_1, show_default="the recipe's", help="Images in a training step."),
-    option("--beta", type=Number(min=0), show_default="the recipe's", help="Weight of the KL term."),
-    option("--latent-dim", type=Whole(1, 512), show_default="the recipe's", help="Numbers that describe an image."),
-    option("--no-straighten", "straighten", flag_value=False, default=None, show_default="the recipe's",
-           help="Take images as they are, without centring them and taking out their slant."),
-    option("--dropout", default=0.2, type=Number(0, 1, max_open=True),
-           help="Share of units left out in training; 0 suits many images."),
+           help="This report's two stages on straightened images, or the course project's one on images as they are."),
+    option("--epochs", type=AT_LEAST_1, show_default="18; course: 200", help="Passes over the images, in each stage."),
+    option("--batch-size", type=AT_LEAST_1, show_default="16; course: 64", help="Images in a training step."),
+    option("--beta", type=Number(min=0), show_default="0.5", help="Weight of the KL term."),
+    option("--latent-dim", type=Whole(1, 512), show_default="8; course: 2", help="Numbers that describe an image."),
+    option("--no-straighten", "straighten", flag_value=False, default=None, help="Take images as they are."),
+    option("--dropout", default=0.2, type=Number(0, 1, max_open=True), help="Share of units left out in training."),
     option("--max-minutes", default=55.0, type=Number(min=0, min_open=True), help="Time limit; best network is kept."))
 
 @vae_gmm.command(short_help="Learn from images; a few labels name the groups.", help="""
     Learn from the unlabelled images in TRAIN; the few labelled images in VAL name the groups.
 
-    Labels in TRAIN are not read. Writes the network (--model) and the mixture (--gmm), both at the end
-    or, when interrupted, neither. Files of these names are replaced.""")
+    Images are straightened, and learned in two stages: the prior is a normal distribution in the first and
+    a Gaussian mixture in the second, with one component for each label in VAL. Labels in TRAIN are not read.
+
+    Writes the network (--model) and the mixture (--gmm), both at the end or, when interrupted, neither.
+    Files of these names are replaced.""")
 @argument("train_file", metavar="TRAIN", type=PATH)
 @argument("val_file", metavar="VAL", type=PATH)
 @options(model_option, gmm_option, out_dir_option, hyperparameters)
 @option("--keep-labels", type=Labels(2), metavar="LIST", show_default="all", help="Labels of VAL to use, with commas.")
 @option("--checkpoint", type=PATH, metavar="FILE", help="Keep the state of training here, and go on from it.")
 @options(seed_option, device_option, quiet_option)
-def train(train_file, val_file, model, gmm, out_dir, recipe, latent_dim, straighten, dropout, keep_labels, checkpoint,
-          seed, device, quiet, **given):
+def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkpoint, seed, device, quiet, **given):
     model, gmm, checkpoint = out_dir / model, out_dir / gmm, out_dir / checkpoint if checkpoint else None
     check_outputs([path for path in (model, gmm, checkpoint) if path], [train_file, val_file])
     images, val_images, labels = read_training_files(train_file, val_file, keep_labels)
     from .classifier import VAEGMM  # after the checks: it loads more
     from .config import TrainConfig
-    config = (TrainConfig.fast if recipe == "fast" else TrainConfig)(
-        seed=seed, **{name: value for name, value in given.items() if value is not None})
-    own = {name: value for name, value in dict(latent_dim=latent_dim, straighten=straighten).items() if value is not None}
-    clf = (VAEGMM if recipe == "fast" else VAEGMM.course)(
-        dropout=dropout, config=config, n_components=len(set(labels.tolist())), random_state=seed,
-        device=pick_device(device), **own)
+    given = {name: value for name, value in given.items() if value is not None}
+    own = {name: given.pop(name) for name in ("latent_dim", "dropout", "straighten") if name in given}
+    make, settings = (VAEGMM, TrainConfig.fast) if recipe == "fast" else (VAEGMM.course, TrainConfig)
+    clf = make(config=settings(seed=seed, **given), n_components=len(set(labels.tolist())), random_state=seed,
+               device=pick_device(device), **own)
     train_network(clf, images, checkpoint, quiet)
     clf.fit_gmm(images, val_images, labels)
     write_classifier(clf, model, gmm)
@@ -344,21 +338,18 @@ def test_reconstruction(recon_file, model, out_dir, device, quiet):
     from .data import as_images, load_npz
     from .files import read_npz, write_npz
     x = as_images(load_npz(recon_file, read_labels=False).images)
-    import numpy as np  # after the checks: it loads more
-    from skimage.metrics import structural_similarity
+    from skimage.metrics import structural_similarity  # after the checks: it loads more
     from .classifier import VAEGMM
     from .model_files import load_vae
     clf = VAEGMM()
     clf.vae_ = load_vae(model).to(pick_device(device))
-    y = clf.reconstruct(x).reshape(-1, 28, 28)
-    x = x.numpy().reshape(y.shape)
-    ssim = np.array([structural_similarity(*pair, data_range=1) for pair in zip(x, y)])
-    closeness = 1 - np.square(x - y).mean((1, 2))
+    x, y = x.numpy()[:, 0], clf.reconstruct(x)[:, 0]
     write_npz(out, data=y.reshape(read_npz(recon_file, ("data",))["data"].shape))
-    rows = ["%5d  %8.4f  %8.4f" % row for row in zip(range(len(y)), ssim, closeness)]
-    mean = "mean   %8.4f  %8.4f" % (ssim.mean(), closeness.mean())
-    words = ["image      SSIM   1 - MSE", *rows, mean, f"Network: {model}", f"Reconstructions: {out}"]
-    say(*[mean] if quiet else words)
+    rows = [(structural_similarity(a, b, data_range=1), 1 - ((a - b)**2).mean()) for a, b in zip(x, y)]
+    mean = "mean   %8.4f  %8.4f" % tuple(sum(column) / len(rows) for column in zip(*rows))
+    if quiet: return say(mean)
+    say("image      SSIM   1 - MSE", *("%5d  %8.4f  %8.4f" % (i, *row) for i, row in enumerate(rows)), mean)
+    say(f"Network: {model}", f"Reconstructions: {out}")
 
 # %% ../nbs/rooms/cli.ipynb #0e564628
 @vae_gmm.command("test_classifier", help="""
@@ -367,9 +358,8 @@ def test_reconstruction(recon_file, model, out_dir, device, quiet):
     Writes vae.csv: the header Predicted_Label, then one label a line in the order of TEST. A file of this name
     is replaced. If TEST has labels, prints the scores and the confusion matrix.""")
 @argument("test_file", metavar="TEST", type=PATH)
-@options(model_option, gmm_option, out_dir_option)
-@options(option("--keep-labels", type=Labels(), metavar="LIST", show_default="all",
-                help="Classify only images with these labels."), device_option, quiet_option)
+@options(model_option, gmm_option, out_dir_option, option("--keep-labels", type=Labels(), metavar="LIST",
+         show_default="all", help="Classify only images with these labels."), device_option, quiet_option)
 def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet):
     out, model, gmm = out_dir / "vae.csv", found("--model", model, out_dir), found("--gmm", gmm, out_dir)
     check_outputs([out], [test_file, model, gmm])
