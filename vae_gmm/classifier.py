@@ -32,17 +32,18 @@ def name_components(
     resp,  # responsibilities of the labelled images, (l, K)
     y,  # their labels, (l,)
 ):
-    "The label of each component, (K,), by the assignment of eq. (5.1); with more components than labels, by eq. (5.2)."
+    "The label of each component, (K,): by eq. (5.3); one that this leaves without a label gets it by eq. (5.4)."
     from scipy.optimize import linear_sum_assignment
     y = check_labels(y, len(resp), "y")
     classes, K = np.unique(y), resp.shape[1]
     if K < len(classes):
         raise InputError(f"n_components is {K}; expected one or more for each of the {len(classes)} labels")
-    given = np.stack([resp[y == c].mean(0) for c in classes])  # (C, K)
-    names = classes[given.argmax(0)]  # eq. (5.2)
-    digit, component = linear_sum_assignment(given, maximize=True)  # eq. (5.1)
+    mean = np.stack([resp[y == d].mean(0) for d in classes])  # (C, K), eq. (5.2)
+    names = classes[mean.argmax(0)]  # eq. (5.4)
+    digit, component = linear_sum_assignment(mean, maximize=True)  # eq. (5.3)
     names[component] = classes[digit]
     return names
+
 
 # %% ../nbs/05_classifier.ipynb #22f462fa
 def classification_metrics(y_true, y_pred):
@@ -57,7 +58,7 @@ def classification_metrics(y_true, y_pred):
 
 # %% ../nbs/05_classifier.ipynb #5bc5210f
 def wilson_interval(k, n, confidence=0.95):
-    "Wilson interval (low, high) for a share of k right answers out of n, eq. (5.8)."
+    "Wilson interval (low, high) for a share of k right answers out of n, eq. (5.6)."
     from scipy.stats import binomtest
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
@@ -68,8 +69,7 @@ _WHOLE = dict(latent_dim=(1, 1024), n_components=(2, 2**15), random_state=(0, 2*
 def _whole(name, value):
     "A whole number, also one of NumPy's, as an `int`, or None where None may stand; `InputError` for anything else."
     (low, high), free = _WHOLE[name], name != "latent_dim"
-    if value is None and free:
-        return None
+    if value is None and free: return None
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
         raise InputError(f"{name} is {value!r}; expected a whole number from {low} to {high}{', or None' * free}")
     return int(value)
@@ -78,20 +78,23 @@ def _seed(random_state):
     "A seed: `random_state` itself, or a new one for None, which leaves NumPy's global random numbers alone."
     return int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else random_state
 
+def _check_device(device):
+    "`InputError` for a device that is not in this machine."
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as err:
+        raise InputError(f"device is {device!r}; expected one that is in this machine, such as 'cpu'") from err
+
 def _settings(clf):
     "A `VAEGMM`'s settings, as `save` can keep them; `InputError` for any that it could not, or for an absent device."
-    numbers = {name: _whole(name, getattr(clf, name)) for name in _WHOLE}
+    numbers, config = {name: _whole(name, getattr(clf, name)) for name in _WHOLE}, clf.config or TrainConfig.fast()
     if not (isinstance(clf.dropout, Real) and 0 <= clf.dropout < 1):
         raise InputError(f"dropout is {clf.dropout!r}; expected a number from 0 to below 1")
     if not isinstance(clf.straighten, (bool, np.bool_)):
         raise InputError(f"straighten is {clf.straighten!r}; expected True or False")
-    config = TrainConfig.fast() if clf.config is None else clf.config
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"config is {config!r}; expected a TrainConfig or None")
-    try:
-        torch.empty(0, device=clf.device)
-    except (RuntimeError, TypeError, AssertionError) as err:
-        raise InputError(f"device is {clf.device!r}; expected one that is in this machine, such as 'cpu'") from err
+    if not isinstance(clf.config, (TrainConfig, type(None))):
+        raise InputError(f"config is {clf.config!r}; expected a TrainConfig or None")
+    _check_device(clf.device)
     return numbers | dict(straighten=bool(clf.straighten), config=replace(config, seed=_seed(numbers["random_state"])))
 
 def _store(clf, folder):
@@ -115,6 +118,7 @@ def _store(clf, folder):
 @torch.inference_mode(False)
 def _restore(clf, vae_file, gmm_file, settings_file=None):
     "Put what the files hold into a `VAEGMM` and return it; the two must come from the same run."
+    _check_device(clf.device)
     vae = load_vae(vae_file).to(clf.device)
     mixture, classes, shares, written_for = load_gmm(gmm_file)
     if mixture.means.shape[1] != vae.latent_dim:
@@ -125,16 +129,23 @@ def _restore(clf, vae_file, gmm_file, settings_file=None):
                          "expected two files of the same training run")
     clf.latent_dim, clf.dropout, clf.straighten = vae.latent_dim, vae.dropout, vae.straightened
     clf.vae_, clf.mixture_, clf.classes_, clf.shares_ = vae, mixture, classes, shares
-    vars(clf).update(read_settings(settings_file) if settings_file else {})
+    settings = read_settings(settings_file) if settings_file else {}
+    vars(clf).update(settings, **{"config_": settings["config"]} if settings else {})
     return clf
 
 _FILES = "vae.safetensors", "gmm.npz", "config.json"  # in the folder that `save` writes
 
 # %% ../nbs/05_classifier.ipynb #c52e8d31
+def _parted(X, y):
+    "All images, those that have a label, and their labels; raises `InputError`."
+    X = as_images(X, "X")
+    y = check_labels(y, len(X), "y", missing=True)
+    if (y == -1).all():
+        raise InputError("y: holds no label; expected a label for one or more images of each digit, and -1 for none")
+    return X, X[torch.from_numpy(y != -1)], y[y != -1]
+
 def _checked(X, X_lab, y_lab):
     "The arguments of `fit_labelled` as images and labels; raises `InputError`."
-    if len(X_lab) == 0:
-        raise InputError("y: holds no label; expected a label for one or more images of each digit, and -1 for none")
     X, X_lab = as_images(X, "X"), as_images(X_lab, "X_lab")
     y_lab = check_labels(y_lab, len(X_lab), "y_lab")
     if len(np.unique(y_lab)) < 2:
@@ -166,8 +177,7 @@ def _train(clf, X, y, options):
     parts = [X, None] if whole else [X[part] for part in split_indices(len(X), config.train_share, config.seed)]
     network = _new_network(clf.latent_dim, clf.dropout, config.seed).to(clf.device)
     network.straightened = bool(clf.straighten)
-    for name in [name for name in vars(clf) if name.endswith("_")]:
-        delattr(clf, name)
+    for name in [name for name in vars(clf) if name.endswith("_")]: delattr(clf, name)
     history = fit_vae(network, *parts, config, prior, **options)
     clf.config_, clf.history_ = config, history
     if history.stopped != "interrupted" and history.best_epoch:
@@ -176,8 +186,7 @@ def _train(clf, X, y, options):
 
 def _raise_failure(history):
     "Raise what has kept a run from leaving a network."
-    if history.stopped == "interrupted":
-        raise KeyboardInterrupt(f"training was interrupted before the end of epoch {len(history.rows) + 1}")
+    if history.stopped == "interrupted": raise KeyboardInterrupt(f"interrupted in epoch {len(history.rows) + 1}")
     if not history.best_epoch:
         raise FloatingPointError(f"{history.stopped}; no epoch had a finite loss; "
                                  "expected a smaller lr, beta or batch_size to help")
@@ -191,28 +200,28 @@ def _latents(clf, X):
 def _mixture(clf, X, y):
     "The mixture of the latents of X: the prior, refitted to the finished network, or from k-means by plain EM."
     mu, logvar = _latents(clf, X)
-    config, K, trained = vars(clf).get("config_", _settings(clf)["config"]), _components(clf, y), vars(clf).get("prior_")
+    config, K = vars(clf).get("config_") or _settings(clf)["config"], _components(clf, y)
     if not config.prior_epochs:
-        z = mu.double()
-        return fit_mixture(z, k_means_mixture(z, K, config.seed), max_iter=500, tol=1e-4)[0]
+        return fit_mixture(mu.double(), k_means_mixture(mu.double(), K, config.seed), max_iter=500, tol=1e-4)[0]
     prior = MixturePrior(K, config.equal_weights, config.shrinkage)
-    prior.load_state_dict(trained.state_dict()) if trained and trained.mixture else prior.start(mu, config.seed)
+    trained = vars(clf).get("prior_") or prior
+    same = trained.mixture and trained.n_components == K
+    prior.load_state_dict(trained.state_dict()) if same else prior.start(mu, config.seed)
     prior.refit(mu, logvar, steps=5)
     return prior.mixture
 
 # %% ../nbs/05_classifier.ipynb #e5a1c002
 def _sample(clf, n, label, seed):
-    "Images and labels for `VAEGMM.sample`: a component by its weight, a point by its Gaussian, an image by the decoder."
+    "Images and labels for `VAEGMM.sample`: a component by its weight, a point by its Gaussian, the decoder's image."
     weights = clf.mixture_.weights.clone()
     if label is not None:
-        if label not in clf.classes_:
-            raise InputError(f"label is {label!r}; expected one of {clf.classes_.tolist()}")
-        weights[torch.from_numpy(clf.component_labels_ != label)] = 0
+        if not (named := clf.component_labels_ == label).any():
+            raise InputError(f"label is {label!r}; expected one of {np.unique(clf.component_labels_).tolist()}")
+        weights[torch.from_numpy(~named)] = 0
     generator = torch.Generator().manual_seed(seed)
     c = torch.multinomial(weights, n, replacement=True, generator=generator)
     eps = torch.randn(n, clf.mixture_.means.shape[1], dtype=torch.float64, generator=generator)
-    L = torch.linalg.cholesky(clf.mixture_.covariances)
-    z = clf.mixture_.means[c] + torch.einsum("nij,nj->ni", L[c], eps)
+    z = clf.mixture_.means[c] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(clf.mixture_.covariances)[c], eps)
     return decode(clf.vae_, z.numpy()), clf.component_labels_[c.numpy()]
 
 def _reconstruct(vae, x):
@@ -223,10 +232,8 @@ def _reconstruct(vae, x):
 
 def _score(clf, X, y):
     "The share of right labels among the images that have one."
-    y = check_labels(y, len(as_images(X, "X")), "y", missing=True)
-    if (y == -1).all():
-        raise InputError("y: holds no label; expected one or more to score by")
-    return float((clf.predict(X) == y)[y != -1].mean())
+    _, X, y = _parted(X, y)
+    return float((clf.predict(X) == y).mean())
 
 # %% ../nbs/05_classifier.ipynb #e74a0f53
 class VAEGMM(ClassifierMixin, BaseEstimator):
@@ -246,9 +253,7 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         raise kind(f"this VAEGMM has no {name}; names that end in _ are there after fit")
     def fit(self, X, y, **fit_options):
         "Learn from images X, some with labels: y (n,) is -1 where there is none. Returns self."
-        X = as_images(X, "X")
-        y = check_labels(y, len(X), "y", missing=True)
-        return self.fit_labelled(X, X[torch.from_numpy(y != -1)], y[y != -1], **fit_options)
+        return self.fit_labelled(*_parted(X, y), **fit_options)
     def fit_labelled(self, X, X_lab, y_lab, **fit_options):
         "Learn from unlabelled images X and a few labelled ones; options go to `fit_vae` of chapter 4. Returns self."
         X, X_lab, y_lab = _checked(X, X_lab, y_lab)
@@ -271,7 +276,7 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         "Latent means (n, latent_dim), float64."
         return _latents(self, X)[0].double().numpy()
     def predict_proba(self, X):
-        "Probability of each label, (n, C) in the order of `classes_`, eq. (5.4)."
+        "Probability of each label, (n, C) in the order of `classes_`, eq. (5.5)."
         return e_step(torch.from_numpy(self.encode(X)), *self.mixture_)[0].numpy() @ self.shares_
     def predict(self, X):
         "The most probable label of each image, (n,)."

@@ -243,14 +243,14 @@ def _whole(value, low, high):
     return value
 
 def read_settings(path):
-    "config, n_components, straighten, random_state from a config.json of `VAEGMM.save`; `InputError` for all else."
+    "A classifier's settings by name, from a config.json of `VAEGMM.save`; `InputError` for all else."
     first_bytes(path, "the config.json of VAEGMM.save")
     try:
         with open(path, encoding="utf-8") as file:
             settings = json.loads(file.read(2**20))
-        straight = settings.get("straighten", False)  # not known to earlier versions, nor n_components
+        straight, config = settings.get("straighten", False), TrainConfig(**settings["config"])
         if type(straight) is not bool: raise ValueError("straighten")
-        return dict(config=TrainConfig(**settings["config"]), straighten=straight,
+        return dict(config=config, straighten=straight,
                     n_components=_whole(settings.get("n_components"), 2, 2**15),
                     random_state=_whole(settings["random_state"], 0, 2**32 - 1))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
