@@ -22,6 +22,13 @@ Z = MEANS[np.arange(30) % 3] + RNG.normal(scale=0.5, size=(30, 2))
 HISTORY = pd.DataFrame({"epoch": range(1, 6), "lr": 1e-3, **{f"{part}_{term}": np.array([5.0, 4, 3, 1, 2]) + shift
                         for part, shift in (("train", 0), ("val", 1)) for term in ("loss", "reconstruction", "kl")}})
 STEP = (np.full(3, 1 / 3), MEANS, COVARIANCES)
+STAGES = HISTORY.drop(columns=[c for c in HISTORY if c.startswith("val")]).assign(
+    stage=[1, 1, 1, 2, 2], train_disagreement=[np.nan] * 3 + [0.2, 0.1])
+
+
+def told(point=Z[0], labels=DIGIT, names=(1, 4, 8), resp=(0.1, 0.7, 0.2)):
+    "The story of one of the images."
+    return figures.story(IMAGES[0], IMAGES[1], IMAGES[2], point, Z, labels, MEANS, COVARIANCES, names, resp)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +58,9 @@ def test_tensors_and_arrays_draw_the_same():
     for draw in (lambda t: figures.latent_scatter(t(Z), t(DIGIT), t(MEANS), t(COVARIANCES), t(DIGIT[:3])),
                  lambda t: figures.misclassified(t(IMAGES), t(DIGIT), t(DIGIT[::-1].copy()), t(Z)),
                  lambda t: figures.em_steps(t(Z), tensors if t is torch.as_tensor else [STEP] * 3,
-                                            [t(np.array(-3.0))] * 3)):
+                                            [t(np.array(-3.0))] * 3),
+                 lambda t: figures.story(t(IMAGES[0]), t(IMAGES[0]), t(IMAGES[0]), t(Z[0]), t(Z), t(DIGIT), t(MEANS),
+                                         t(COVARIANCES), t(DIGIT[:3]), t(np.full(3, 1 / 3)))):
         pixels = []
         for form in (np.asarray, torch.as_tensor):
             canvas = draw(form).canvas
@@ -70,6 +79,7 @@ def test_nothing_given_is_changed_and_settings_stay():
         assert fig.axes[0].xaxis.label.get_fontsize() == 9 and fig.axes[0].get_facecolor() == (1, 1, 1, 1)
         figures.digit_grid(IMAGES, DIGIT, IMAGES)
         figures.misclassified(IMAGES, DIGIT, DIGIT[::-1], Z)
+        told()
         assert dict(mpl.rcParams) == before
     finally:
         mpl.rcdefaults()
@@ -100,6 +110,20 @@ def test_latent_scatter():
     fig, axes = plt.subplots(1, 2)
     assert figures.latent_scatter(Z, DIGIT, ax=axes[1]) is fig
     assert len(axes[1].collections) == 1 and not axes[0].collections
+    ax = figures.latent_scatter(Z, axes=("$a$", "$b$")).axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("$a$", "$b$")
+
+
+def test_story():
+    axes = told().axes
+    for i, image in zip((0, 2, 10), IMAGES):  # as it came, straightened, rebuilt
+        assert np.allclose(axes[i].images[0].get_array(), image / 255)
+    assert np.array_equal(axes[4].lines[-1].get_xydata(), Z[:1])
+    assert [bar.get_height() for bar in axes[6].patches] == [0.1, 0.7, 0.2]
+    assert axes[8].texts[0].get_text() == "4"
+    axes = told(names=(4, 8, 8), labels=None, resp=[0.45, 0.3, 0.25]).axes  # two components of one digit
+    assert [bar.get_height() for bar in axes[6].patches] == pytest.approx([0.45, 0.55])
+    assert axes[8].texts[0].get_text() == "8"
 
 
 def test_manifold():
@@ -114,6 +138,15 @@ def test_training_curves():
     assert axes[0].lines[2].get_xdata()[0] == 4
     for part in (HISTORY[:1], HISTORY[:2], HISTORY.assign(val_loss=np.nan), HISTORY.assign(lr=np.geomspace(1, 99, 5))):
         figures.training_curves(part)
+
+
+def test_training_curves_of_two_stages_and_without_validation():
+    axes = figures.training_curves(STAGES).axes
+    assert [ax.get_title() for ax in axes] == ["reconstruction", "KL divergence", "disagreement of two views",
+                                               "learning rate"]
+    assert all(ax.lines[-1].get_xdata()[0] == 3.5 for ax in axes)  # between the third epoch and the fourth
+    axes = figures.training_curves(HISTORY[["epoch", "lr", "train_loss", "train_reconstruction", "train_kl"]]).axes
+    assert [len(ax.lines) for ax in axes] == [1] * 4
 
 
 def test_em_steps():
@@ -133,18 +166,18 @@ def test_confusion():
 
 
 def test_misclassified():
-    axes = figures.misclassified(IMAGES, DIGIT, np.where(np.arange(30) % 2, DIGIT, 0)).axes
-    assert len(axes[0].texts) == 15 and axes[0].texts[0].get_text() == "1 → 0"
-    for z in (None, Z):  # nothing wrong: no pictures
-        axes = figures.misclassified(IMAGES, DIGIT, DIGIT, z).axes
-        assert axes[0].get_title() == "0 of 30 read wrongly" and not axes[0].texts and not axes[0].images
-    axes = figures.misclassified(np.tile(IMAGES, (50, 1, 1)), np.tile(DIGIT, 50), np.zeros(1500)).axes
-    assert axes[0].get_title() == "1,500 of 1,500 read wrongly, 40 of them shown"
+    axes = figures.misclassified(IMAGES, DIGIT, np.where(np.arange(30) % 2, DIGIT, 0), Z, ("$a$", "$b$")).axes
+    assert len(axes[0].texts) == 15 and axes[0].texts[0].get_text() == "1 → 0" and axes[1].get_xlabel() == "$a$"
+    axes = figures.misclassified(IMAGES, DIGIT, DIGIT, Z).axes  # nothing wrong: no pictures
+    assert axes[0].get_title() == "0 of 30 read wrongly" and not axes[0].texts and not axes[0].images
+    many = [np.tile(a, (50, *[1] * (a.ndim - 1))) for a in (IMAGES, DIGIT, DIGIT * 0, Z)]
+    assert figures.misclassified(*many).axes[0].get_title() == "1,500 of 1,500 read wrongly, 25 of them shown"
 
 
-def test_settings_and_intervals():
-    figures.setting_panels({"one": ([1], {"a": [1.0]}, None)})
-    figures.accuracy_intervals(["one"], [1], [1], [1])
+def test_accuracy_runs():
+    ax = figures.accuracy_runs({"one": [0.9, 0.98, 1.0], "another": [0.5]}).axes[0]
+    assert ax.lines[0].get_xdata() == pytest.approx([(0.1 + 0.02 + 1e-4) / 3, 0.5])  # no error is drawn as 0.01%
+    assert [t.get_text() for t in ax.texts[1:]] == ["0.960   0.900", "0.500   0.500"]
 
 
 @pytest.mark.parametrize("draw, message", [
@@ -162,20 +195,22 @@ def test_settings_and_intervals():
     (lambda: figures.latent_scatter(Z, DIGIT, MEANS, COVARIANCES, (1, 4)), "names must hold one value"),
     (lambda: figures.manifold(lambda z: IMAGES[:5], n=2), "decode must return 4 images, got 5"),
     (lambda: figures.manifold(lambda z: IMAGES[:0], n=0), "n must be at least 1"),
-    (lambda: figures.training_curves(HISTORY.drop(columns=["lr", "val_kl"])), r"lacks the column\(s\) lr, val_kl"),
+    (lambda: figures.training_curves(HISTORY.drop(columns=["lr", "train_kl"])), r"lacks the column\(s\) lr, train_kl"),
     (lambda: figures.training_curves(HISTORY[:0]), "history is empty"),
     (lambda: figures.em_steps(Z, [STEP] * 3, [1, 2]), "log_likelihoods must hold one value for each of the 3"),
     (lambda: figures.em_steps(Z, [], []), "steps is empty"),
     (lambda: figures.confusion(np.ones((2, 3)), (1, 4)), r"square and not empty, got shape \(2, 3\)"),
     (lambda: figures.confusion(np.eye(3), (1, 4)), "classes must hold one value for each of the 3"),
     (lambda: figures.confusion([[1, -1], [0, 1]], (1, 4)), "negative"),
-    (lambda: figures.misclassified(IMAGES, DIGIT, DIGIT[:29]), "predicted must hold one value for each of the 30"),
+    (lambda: figures.misclassified(IMAGES, DIGIT, DIGIT[:29], Z), "predicted must hold one value for each of the 30"),
     (lambda: figures.misclassified(IMAGES, DIGIT, DIGIT, Z[:29]), "one point for each of the 30 images, got 29"),
-    (lambda: figures.accuracy_intervals("ab", [0.5, 0.7], [0.4, 0.8], [0.6, 0.9]), "b: expected 0 <= low <= accuracy"),
-    (lambda: figures.accuracy_intervals("ab", [0.5, 0.7], [0.4], [0.6, 0.9]), "low must hold one value"),
-    (lambda: figures.accuracy_intervals([], [], [], []), "names is empty"),
-    (lambda: figures.setting_panels({"one": ([1, 2], {"a": [1.0]}, 1)}), "one, a must hold one value for each"),
-    (lambda: figures.setting_panels({}), "panels is empty"),
+    (lambda: figures.accuracy_runs({"a": [0.9], "b": [1.1]}), "b: expected one accuracy or more, each from 0 to 1"),
+    (lambda: figures.accuracy_runs({"a": []}), "a: expected one accuracy"),
+    (lambda: figures.accuracy_runs({}), "runs is empty"),
+    (lambda: told(names=(1, 4)), "names must hold one value for each of the 3"),
+    (lambda: told(resp=[1.0]), "resp must hold one value for each of the 3"),
+    (lambda: told(point=[1, 2, 3]), r"point must have shape \(n, 2\)"),
+    (lambda: told(labels=DIGIT[:-1]), "labels must hold one value for each of the 30"),
 ])
 def test_refused(draw, message):
     with pytest.raises(ValueError, match=message):

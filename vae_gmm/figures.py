@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['use_style', 'savefig', 'similarity', 'digit_grid', 'latent_scatter', 'manifold', 'em_steps', 'confusion',
-           'misclassified', 'training_curves', 'accuracy_intervals', 'setting_panels']
+           'misclassified', 'story', 'training_curves', 'accuracy_runs']
 
 # %% ../nbs/rooms/figures.ipynb #89f5ca93
 import re
@@ -175,29 +175,33 @@ def _scatter(ax, z: np.ndarray, labels: np.ndarray | None, size: float = 7, alph
     classes = [] if labels is None else sorted(set(labels.tolist()), key=str)
     return [mpl.lines.Line2D([], [], ls="", ms=5, label=c, **_look(c)) for c in classes]
 
+def _draw_components(ax, means, covariances, names=None, sigmas=(1, 2), size: float = 9):
+    "The ellipses of a mixture, with its components' names at the means; None: 1 to K."
+    means, covariances = _components(means, covariances)
+    names = range(1, len(means) + 1) if names is None else _match(len(means), names, "names")
+    for mean, covariance, name in zip(means, covariances, names):
+        for k in sigmas: ax.plot(*_ellipse(mean, covariance, k), color=INK, lw=1.8 if k == 1 else 1)
+        ax.text(*mean, name, ha="center", va="center", weight="bold", fontsize=size,
+                bbox=dict(boxstyle="circle,pad=0.25", fc="white", ec=INK, lw=0.8))
+
 @_styled
 def latent_scatter(z,                 # (n, 2)
                    labels=None,       # (n,); without them every point is grey
-                   means=None,        # (K, 2): with a mixture, its means ...
-                   covariances=None,  # (K, 2, 2): ... and covariances
+                   means=None, covariances=None,  # (K, 2), (K, 2, 2), of a mixture
                    names=None,        # (K,), written at the means; None: 1 to K
                    sigmas=(1, 2),     # standard deviations at which ellipses are drawn
                    ax=None,           # draw into these axes; None: a new figure
+                   axes=("$z_1$", "$z_2$"),  # what the coordinates are called
                    ) -> Figure:
-    """The points of the latent plane by label, with the ellipses of a Gaussian mixture over them if there is one."""
+    """The points of a plane by label, with the ellipses of a Gaussian mixture over them if there is one."""
     z, place = _plane(z), {}
     if labels is not None: labels = _match(len(z), labels, "labels")
     if ax is None:
         ax = plt.figure(figsize=(0.64 * WIDTH, 0.55 * WIDTH)).add_subplot()
         place = dict(loc="upper left", bbox_to_anchor=(1, 1))  # the legend stands beside the only axes
     handles = _scatter(ax, z, labels, alpha=0.65 if means is None else 0.35)
-    if means is not None:
-        means, covariances = _components(means, covariances)
-        names = range(1, len(means) + 1) if names is None else _match(len(means), names, "names")
-        for mean, covariance, name in zip(means, covariances, names):
-            for k in sigmas: ax.plot(*_ellipse(mean, covariance, k), color=INK, lw=1.8 if k == 1 else 1)
-            ax.text(*mean, name, ha="center", va="center", weight="bold",
-                    bbox=dict(boxstyle="circle,pad=0.25", fc="white", ec=INK, lw=0.8))
+    ax.set(xlabel=axes[0], ylabel=axes[1])
+    if means is not None: _draw_components(ax, means, covariances, names, sigmas)
     if handles: ax.legend(handles=handles, title="digit", handletextpad=0.1, **place)
     return ax.figure
 
@@ -232,16 +236,14 @@ def _responsibilities(z, weights, means, covariances) -> np.ndarray:
 def em_steps(z,                # (n, 2)
              steps,            # the parameters at the start and after each step: (weights, means, covariances)
              log_likelihoods,  # one for each entry of `steps`
-             shown=None,       # which entries to draw, at most five; None: the first, the last and some between
-             ) -> Figure:
+             shown=None) -> Figure:  # which entries to draw, at most five; None: first, last and some between
     """Panels of a mixture on its way: points by responsibility, 2 sigma ellipses, and the log-likelihood."""
     z, steps = _plane(z), list(steps)
     if not steps: raise ValueError("steps is empty: there is nothing to draw")
     log_likelihoods = _match(len(steps), log_likelihoods, "log_likelihoods")
     if shown is None: shown = [0, *np.geomspace(1, max(len(steps) - 1, 1), 4).round().astype(int)]
     shown = sorted({int(i) for i in shown if 0 <= i < len(steps)})[:5]
-    few = np.random.default_rng(0).permutation(len(z))[:800]  # a small panel shows no more
-    low, high = z.min(0) - 0.5, z.max(0) + 0.5
+    few, low, high = np.random.default_rng(0).permutation(len(z))[:800], z.min(0) - 0.5, z.max(0) + 0.5
     fig, axes = plt.subplots(2, 3, figsize=(WIDTH, 4.6))
     for ax in axes.flat: ax.set_box_aspect((high[1] - low[1]) / (high[0] - low[0]))
     for ax, i in zip(axes.flat, shown):
@@ -256,10 +258,9 @@ def em_steps(z,                # (n, 2)
     for ax in axes.flat[len(shown):-1]: ax.axis("off")
     last = axes.flat[-1]
     last.plot(log_likelihoods, "o-", color=INK, markevery=shown)
-    last.set(title="log-likelihood", xlabel="step", ylabel="nats per point")
+    last.set(title="log-likelihood, nats a point", xlabel="step")
     sns.despine(ax=last, left=True, right=False)
     last.yaxis.tick_right()
-    last.yaxis.set_label_position("right")
     last.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
     return fig
 
@@ -270,7 +271,7 @@ def confusion(matrix, classes) -> Figure:
     matrix = np.asarray(matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
         raise ValueError(f"matrix must be square and not empty, got shape {matrix.shape}")
-    if (matrix < 0).any(): raise ValueError("matrix must hold counts, got a negative entry")
+    if matrix.min() < 0: raise ValueError("matrix must hold counts, got a negative entry")
     classes = _match(len(matrix), classes, "classes")
     side = min(1.6 + 0.5 * len(matrix), WIDTH - 0.6)
     fig, ax = plt.subplots(figsize=(side + 0.6, side))
@@ -284,109 +285,116 @@ def confusion(matrix, classes) -> Figure:
 
 # %% ../nbs/rooms/figures.ipynb #b6cfeb76
 @_styled
-def misclassified(images,           # n images, right and wrong, in any usual shape
-                  true, predicted,  # (n,) each
-                  z=None,           # (n, 2), their latent points
+def misclassified(images, true, predicted,  # n images, right and wrong, with their digits and answers, (n,) each
+                  z,                        # (n, 2), their places in the plane
+                  axes=("$z_1$", "$z_2$"),  # what the coordinates are called
                   ) -> Figure:
-    """The wrongly read images, each with "true > predicted" below; with `z`, also where they lie."""
-    pictures = _pictures(images)
+    """The wrongly read images, each with "true > predicted" below, and where they lie."""
+    pictures, z = _pictures(images), _plane(z)
     true, predicted = _match(len(pictures), true, "true"), _match(len(pictures), predicted, "predicted")
-    if z is not None and len(z := _plane(z)) != len(pictures):
-        raise ValueError(f"z must hold one point for each of the {len(pictures)} images, got {len(z)}")
+    if len(z) != len(true): raise ValueError(f"z must hold one point for each of the {len(true)} images, got {len(z)}")
     wrong = np.flatnonzero(true != predicted)
-    columns = 10 if z is None else 5
-    drawn = wrong[:40 if z is None else 25]
-    rows = max(-(-len(drawn) // columns), 1)
-    height = 0.9 + 0.72 * rows if z is None else max(3.2, 0.9 + 0.66 * rows)
-    fig, axes = plt.subplots(1, 1 if z is None else 2, figsize=(WIDTH, height), squeeze=False)
+    drawn = wrong[:25]
+    fig, (left, ax) = plt.subplots(1, 2, figsize=(WIDTH, max(3.2, 0.9 + 0.66 * -(-len(drawn) // 5))))
     if len(drawn):
         arrows = [f"{true[i]} \N{RIGHTWARDS ARROW} {predicted[i]}" for i in drawn]
-        _draw_tiles(axes[0, 0], pictures[drawn], columns, [arrows], gap=6)
+        _draw_tiles(left, pictures[drawn], 5, [arrows], gap=6)
     shown = f", {len(drawn)} of them shown" if len(drawn) < len(wrong) else ""
-    axes[0, 0].set(title=f"{len(wrong):,} of {len(true):,} read wrongly{shown}", anchor="N")
-    axes[0, 0].axis("off")
-    if z is not None:
-        ax = axes[0, 1]
-        handles = _scatter(ax, z, true, size=4, alpha=0.2)
-        if len(wrong):
-            sns.scatterplot(x=z[wrong, 0], y=z[wrong, 1], ax=ax, s=20, edgecolor=INK, linewidth=0.7,
-                            **_by_label(true[wrong]))
-        ax.legend(handles=handles, title="true digit", handletextpad=0, columnspacing=0.8, ncols=len(handles),
-                  loc="upper center", bbox_to_anchor=(0.5, -0.15))
-        ax.set_title("where they lie (outlined)")
+    left.set(title=f"{len(wrong):,} of {len(true):,} read wrongly{shown}", anchor="N")
+    left.axis("off")
+    handles = _scatter(ax, z, true, size=4, alpha=0.2)
+    if len(wrong):
+        sns.scatterplot(x=z[wrong, 0], y=z[wrong, 1], ax=ax, s=20, edgecolor=INK, lw=0.7, **_by_label(true[wrong]))
+    ax.legend(handles=handles, title="true digit", handletextpad=0, columnspacing=0.8, ncols=len(handles),
+              loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    ax.set(title="where they lie (outlined)", xlabel=axes[0], ylabel=axes[1])
+    return fig
+
+# %% ../nbs/rooms/figures.ipynb #ac89efb9
+@_styled
+def story(image, straight, rebuilt,         # the digit as it came, without its pose, from the decoder in its pose
+          point, z, labels,                 # (2,), its place in the plane; others' places (n, 2), and labels or None
+          means, covariances, names, resp,  # of the components in the plane: (K, 2), (K, 2, 2), digits, shares (K,)
+          ) -> Figure:
+    """One digit's way in a row: image, straightened, latent plane, responsibilities, name, reconstruction."""
+    pictures = [_pictures(np.asarray(a).reshape(1, 28, 28))[0] for a in (image, straight, rebuilt)]
+    z, point = _plane(z), _plane(np.reshape(np.asarray(point), (1, -1)), "point")
+    names, resp = _match(len(means), names, "names"), _match(len(means), resp, "resp").astype(float)
+    shares = {d: resp[names == d].sum() for d in sorted(set(names.tolist()), key=str)}
+    fig, axes = plt.subplots(1, 11, figsize=(WIDTH, 1.3), width_ratios=[1, .15, 1, .15, 1.2, .15, 1, .15, .5, .15, 1])
+    fig.get_layout_engine().set(w_pad=0.01, wspace=0, rect=(0, 0, 1, 0.9))
+    for ax in axes[1::2]: ax.text(0.5, 0.5, "\N{RIGHTWARDS ARROW}", ha="center", va="center", fontsize=11)
+    for ax in [*axes[1::2], axes[8]]: ax.axis("off")
+    for ax, picture in zip(axes[[0, 2, 10]], pictures): ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+    plane, bars, name = axes[[4, 6, 8]]
+    _scatter(plane, z, None if labels is None else _match(len(z), labels, "labels"), size=2, alpha=0.3)
+    _draw_components(plane, means, covariances, names, size=7)
+    plane.plot(*point.T, "*", color="white", mec=INK, mew=1.2, ms=12, zorder=5)
+    plane.set_aspect("equal", "datalim")
+    bars.bar([str(d) for d in shares], shares.values(), color=[_look(d)["color"] for d in shares])
+    bars.bar_label(bars.containers[0], fmt="%.2f", fontsize=7)
+    answer = max(shares, key=shares.get)
+    name.text(0.5, 0.5, answer, ha="center", va="center", fontsize=26, weight="bold", color=_look(answer)["color"])
+    for ax, title in zip(axes[::2], ("image", "straightened", "latent plane", "responsibilities", "name", "rebuilt")):
+        ax.annotate(title, (0.5, 0.92), xycoords=("axes fraction", "figure fraction"), ha="center",
+                    fontsize=7.5).set_in_layout(False)
+    for ax in axes[[0, 2, 4, 10]]: ax.spines[:].set(visible=True, color="#cccccc")
+    for ax in axes: ax.set(xticks=[] if ax is not bars else range(len(shares)), yticks=[], xlabel="", ylabel="")
+    bars.set(ylim=(0, 1.15), box_aspect=1)
+    bars.spines["left"].set_visible(False)
     return fig
 
 # %% ../nbs/rooms/figures.ipynb #6ba0876b
 @_styled
 def training_curves(history) -> Figure:
-    """The columns train_ and val_ (loss, reconstruction, kl) and lr of a table against its column epoch."""
-    terms = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL divergence"}
-    missing = [c for c in ("epoch", "lr", *(f"{s}_{t}" for t in terms for s in ("train", "val"))) if c not in history]
-    if missing: raise ValueError(f"history lacks the column(s) {', '.join(missing)}")
+    """The terms of the loss, in columns train_ and, if there, val_, and lr of a table against its column epoch."""
+    names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL divergence"}
+    two = "train_disagreement" in history  # stages
+    if two: names = dict([*names.items()][1:], disagreement="disagreement of two views")
+    if missing := [c for c in ("epoch", "lr", *(f"train_{term}" for term in names)) if c not in history]:
+        raise ValueError(f"history lacks the column(s) {', '.join(missing)}")
     if len(history) == 0: raise ValueError("history is empty: there is nothing to draw")
     epoch, marker = np.asarray(history["epoch"]), "o" if len(history) < 3 else ""
-    val, rates = np.asarray(history["val_loss"], dtype=float), np.unique(history["lr"])
+    val = np.asarray(history.get("val_loss", np.nan), dtype=float)
     fig, axes = plt.subplots(2, 2, figsize=(WIDTH, 4), sharex=True)
-    for ax, (term, name) in zip(axes.flat, terms.items()):
+    for ax, (term, name) in zip(axes.flat, names.items()):
         ax.plot(epoch, history[f"train_{term}"], "--", marker=marker, color=PALETTE[1], label="training")
-        ax.plot(epoch, history[f"val_{term}"], "-", marker=marker, color=PALETTE[0], label="validation")
+        if f"val_{term}" in history:
+            ax.plot(epoch, history[f"val_{term}"], "-", marker=marker, color=PALETTE[0], label="validation")
         ax.set(title=name, ylabel="nats per image")
         if np.isfinite(val).any(): ax.axvline(epoch[np.nanargmin(val)], color=GREY, ls=":", lw=1, label="best epoch")
-    ax = axes[1, 1]
+    ax, rates = axes[1, 1], np.unique(history["lr"])
     ax.step(epoch, history["lr"], where="mid", marker=marker, color=INK)
     ax.set(title="learning rate", yscale="log")
     if len(rates) <= 6:  # a schedule of steps: name each of them
         ax.set_yticks(rates, [f"{v:.3g}" for v in rates])
         ax.minorticks_off()
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))  # the four axes share it
+    for ax in axes.flat if two else ():
+        ax.axvline(epoch[np.argmax(np.asarray(history["stage"]) == 2)] - 0.5, color=GREY, lw=1, label="second stage")
     for ax in axes[1]: ax.set_xlabel("epoch")
     axes[0, 0].legend()
     return fig
 
 # %% ../nbs/rooms/figures.ipynb #d8c13358
 @_styled
-def accuracy_intervals(names,       # (m,), written at the left, first on top
-                       accuracies,  # (m,) in [0, 1]
-                       low, high,   # (m,) each: the ends of the intervals
-                       xlabel: str = "accuracy",
-                       ) -> Figure:
-    """Accuracies as dots on their intervals, one row each, with the value at the right."""
-    names = [str(n) for n in names]
-    if not names: raise ValueError("names is empty: there is nothing to draw")
-    accuracies, low, high = (_match(len(names), a, n).astype(float)
-                             for a, n in ((accuracies, "accuracies"), (low, "low"), (high, "high")))
-    for name, l, a, h in zip(names, low, accuracies, high):
-        if not 0 <= l <= a <= h <= 1:
-            raise ValueError(f"{name}: expected 0 <= low <= accuracy <= high <= 1, got {l:.4g}, {a:.4g}, {h:.4g}")
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.7 + 0.26 * len(names)))
-    rows = np.arange(len(names))
-    ax.hlines(rows, low, high, color=PALETTE[0], lw=2, alpha=0.5)
-    ax.plot(accuracies, rows, "o", color=PALETTE[0], ms=5)
-    for row, a in zip(rows, accuracies):
-        ax.text(1.01, row, f"{a:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
-    ax.set(yticks=rows, yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel=xlabel, xmargin=0.04, axisbelow=True)
-    ax.tick_params(axis="y", length=0)
+def accuracy_runs(runs) -> Figure:
+    """A row for each of {name: accuracies of its runs}: errors and their mean drawn; mean and worst accuracy."""
+    if not runs: raise ValueError("runs is empty: there is nothing to draw")
+    runs = {str(name): np.asarray(values, dtype=float) for name, values in runs.items()}
+    for name, a in runs.items():
+        if not (a.ndim == 1 and len(a) and 0 <= a.min() and a.max() <= 1):
+            raise ValueError(f"{name}: expected one accuracy or more, each from 0 to 1")
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.8 + 0.25 * len(runs)))
+    errors = {name: (1 - values).clip(1e-4) for name, values in runs.items()}
+    sns.stripplot(errors, orient="h", ax=ax, color=PALETTE[0], size=4.5, alpha=0.6, jitter=False)
+    ax.plot([e.mean() for e in errors.values()], range(len(runs)), "|", color=INK, ms=13, mew=1.8)
+    texts = ["mean     worst", *(f"{a.mean():.3f}   {a.min():.3f}" for a in runs.values())]
+    for row, text in enumerate(texts, -1):
+        ax.text(1.02, max(row, -0.85), text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+    ax.set(xscale="log", xlabel="read wrongly", ylabel="", ylim=(len(runs) - 0.5, -0.5), axisbelow=True)
+    ax.xaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 2, 5)), minor_formatter=mpl.ticker.NullFormatter(),
+                 major_formatter=mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     ax.grid(axis="x", lw=0.5, color="#dddddd")
     sns.despine(ax=ax, left=True)
-    return fig
-
-# %% ../nbs/rooms/figures.ipynb #a145d0aa
-@_styled
-def setting_panels(panels,  # {setting: (values, {curve: one number a value}, the value in use)}
-                   ylabel: str = "accuracy",
-                   ) -> Figure:
-    """One panel a setting, with one line for each curve."""
-    if not panels: raise ValueError("panels is empty: there is nothing to draw")
-    fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.1), sharey=True, squeeze=False,
-                             width_ratios=[max(len(values), 3) for values, _, _ in panels.values()])
-    for ax, (setting, (values, curves, used)) in zip(axes[0], panels.items()):
-        values = list(values)
-        if used in values: ax.axvline(values.index(used), color="#e6e6e6", lw=10, zorder=0)
-        for (name, y), colour in zip(curves.items(), PALETTE):
-            ax.plot(_match(len(values), y, f"{setting}, {name}"), "o-", color=colour, ms=4, lw=1.2, label=name)
-        ax.set(xlabel=setting, xticks=range(len(values)), xticklabels=[f"{v:,g}" for v in values])
-        ax.tick_params(axis="x", labelsize=7)
-        ax.margins(x=0.15)
-    axes[0, 0].set_ylabel(ylabel)
-    axes[0, 0].legend(fontsize=7)
     return fig
