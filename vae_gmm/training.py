@@ -186,15 +186,15 @@ def begin_stage_two(run, train):
     run.prior.start(latents(run, train)[0], run.config.seed)
     run.begin(2)
 
-def run_epoch(run, train, val=None, team=Team(), model=None, step=train_step):
-    "Train and validate once; `FloatingPointError` for a loss that is not finite. `model`: as compiled, if it is."
+def run_epoch(run, train, val, team, model, step):
+    "Train and validate once; `FloatingPointError` for a loss that is not finite. `model`: run.model, or as compiled."
     tick, epoch = time.monotonic(), len(run.history.rows) + 1
     lr = float(run.optimizer.param_groups[0]["lr"])
     if run.stage == 2:
         run.prior.refit(*latents(run, train))
         step = partial(prior_step, prior=run.prior)
     scheduler = run.scheduler if run.stage == 2 or run.config.schedule == "onecycle" else None
-    losses, sizes = train_epoch(model or run.model, train, run.optimizer, run.config, scheduler, epoch, step, team)
+    losses, sizes = train_epoch(model, train, run.optimizer, run.config, scheduler, epoch, step, team)
     bad = ~torch.isfinite(losses).all(1)
     if bad.any():
         raise FloatingPointError(f"the loss is not finite in epoch {epoch}, batch {int(bad.nonzero()[0, 0]) + 1}")
