@@ -3,6 +3,7 @@ import base64
 import io
 import json
 import re
+import xml.etree.ElementTree as ET
 from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,18 +37,13 @@ TEX_FIXES = [
 # may end at a relation, but not at the bar of p(x | z).
 _TYPST = re.compile(r'(?<=-math\()("(?:[^"\\]|\\.)*", (?:none, |"[\w.]+", )?)(\$.*?(?<!\\)\$)(?=\))', re.S)
 _OPERATOR = re.compile(r'(?<!upright\()(?<!bold\()(?<!italic\()("\w+")')
-# The same in MathML, where U+2061 follows a name: thin spaces around it, none beside operators and brackets.
-_NAME, _THIN = r'<mi mathvariant="normal">\w\w+</mi>', '<mspace width="0.167em"></mspace>'
 HTML_FIXES = [
-    (rf"(</(?!mo>|mspace>)\w+>(?:<mrow>)?)(?={_NAME}<mo>&#8289;)", rf"\1{_THIN}"),
-    (rf"(?<!<msub><mrow>)(?<!<msup><mrow>)({_NAME}<mo>&#8289;</mo>)(?=(?:</mrow>)?(?!<mspace|(?:<mrow>)*<mo\b|</))",
-     rf"\1{_THIN}"),
-    (rf"(<(munder|msub|msup)>(?:<mrow>)?{_NAME}(?:(?!</?\2>).)*</\2>)(?!<mspace|(?:<mrow>)*<mo\b|</)",
-     rf"<mrow>\1{_THIN}</mrow>"),
     ("<mo accent=\"true\">\u0302</mo>", '<mo accent="true" stretchy="false">\u02c6</mo>'),  # in the middle of a letter
     ("<mo accent=\"true\">\u0303</mo>", '<mo accent="true" stretchy="false">\u02dc</mo>'),
-    (r"(?<=</math>)(?=[,.;:!?)\]’”])", "\u2060"),  # no comma alone at the start of a line
 ]
+MATHML = "http://www.w3.org/1998/Math/MathML"
+ET.register_namespace("", MATHML)
+SIGNS = "}mo", "}mspace"
 # The letters that a browser shows for a variable of one letter: italic Latin and Greek.
 ITALIC = {0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)}
 
@@ -72,9 +68,30 @@ def mend_typst(source):
     return _TYPST.sub(formula, source)
 
 
+def space_names(formula):
+    """A formula of MathML with thin spaces around names of functions, as TeX has them: none beside an operator."""
+    def first(node, *through):
+        while len(node) and node.tag.rpartition("}")[2] in through:
+            node = node[0]
+        return node
+
+    def is_name(node):
+        node = first(node, "mrow", "msub", "msup", "munder", "munderover")
+        return node.tag.endswith("}mi") and node.get("mathvariant") == "normal" and len(node.text) > 1
+
+    root = ET.fromstring(re.sub("<mo>(\u2061|&#8289;)</mo>", "", formula))  # the invisible sign of application
+    for row in root.iter():
+        for before, node in list(zip(row, row[1:])) if row.tag.endswith(("}mrow", "}mtd", "}mstyle", "}math")) else ():
+            if (is_name(node) and not before.tag.endswith(SIGNS)
+                    or is_name(before) and not first(node, "mrow").tag.endswith(SIGNS)):
+                row.insert(list(row).index(node), ET.Element(f"{{{MATHML}}}mspace", width="0.167em"))
+    return ET.tostring(root, encoding="unicode")
+
+
 def mend_html(page):
     """The page with its formulas' spaces, and with a font for them."""
-    page = mend(page, HTML_FIXES)
+    page = re.sub(r"<math.*?</math>", lambda m: space_names(mend(m[0], HTML_FIXES)), page, flags=re.S)
+    page = re.sub(r"(?<=</math>)(?=[,.;:!?)\]’”])", "\u2060", page)  # no comma alone at the start of a line
     return page.replace("<style>\n", f"<style>\n{font(page)}\n", 1)
 
 
@@ -112,9 +129,11 @@ class Formulas:
         number = next(iter(NUMBERED.findall(math.text)), "")
         tex, display = NUMBERED.sub("", math.text).strip(), math.format == "DisplayMath"
         math.text = mend_tex(tex)
-        if self.html:
+        if self.html and display:
             shown = [pf.Span(pf.Str(f"({number})"), classes=["number"])] if number else []
-            return pf.Span(math, *shown, identifier=number and f"eq-{number}", classes=["equation"]) if display else math
+            return pf.Span(math, *shown, identifier=number and f"eq-{number}", classes=["equation"])
+        if self.html:
+            return math
         alt = json.dumps(" ".join(tex.split()), ensure_ascii=False)
         if not display:
             return [typst(f"#inline-math({alt}, "), math, typst(")")]
