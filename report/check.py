@@ -5,11 +5,14 @@
 - vae_gmm/ holds what nbdev_export writes from them, and nothing else;
 - README.md and its small pictures are what report/readme.py makes of nbs/index.ipynb and the others;
 - equations have the number of their chapter, or a letter in rooms, and what is cited is there;
+- nbval compares at least 70 % of each chapter's output cells, those with text; the shares are printed;
+- lines of code have at most 120 columns; floors, sizes and public names are as tests/test_house.py wants them;
 - relative links lead to files; prose is spelled correctly, in British English;
 - no file in nbs/, vae_gmm/ or figures/ is unknown to git, if the project is a git checkout.
 
 Windows line ends make no difference. nbdev works on a copy in a temporary folder: nothing here alters the working tree.
 """
+import importlib.util
 import json
 import re
 import subprocess
@@ -23,6 +26,8 @@ from report import cells, readme
 from report.formulas import NUMBERED
 
 BY_HAND = {"__init__.py", "__main__.py"}  # modules that may stand without a notebook, in sub-packages too
+COLUMNS = 120
+SHARE = 0.7  # of a chapter's output cells, at least so many are compared
 MAX_BYTES = 1_000_000  # above this, GitHub is slow to show a notebook or does not show it
 AMERICAN_TOO = {"program", "programs", "license", "practice", "meter", "meters", "draft", "disk", "disks"}
 
@@ -232,6 +237,61 @@ def check_spelling(root):
     yield "British English", "American spelling in prose\n" + found if found else None
 
 
+def _has_text(cell):
+    """Whether a code cell has stored something that nbval would compare: no picture, no warning."""
+    for out in cell.get("outputs", []):
+        data = dict(out.get("data", {}))
+        if str(data.get("text/plain", "")).startswith("<Figure"):  # stands for a picture
+            del data["text/plain"]
+        if out.get("name") == "stdout" or any(kind.startswith("text/") for kind in data):
+            return True
+    return False
+
+
+def _is_compared(cell, flags):
+    """Whether nbval compares a code cell: neither skipped, as conftest.py does, nor marked for nbval to ignore."""
+    marks = re.findall(r"^ *# ?(NBVAL_(?:IGNORE_OUTPUT|SKIP))", cell.source, re.M)
+    return not (marks or cells.skipped(cell, flags) or {"nbval-ignore-output", "nbval-skip"} & cells.tags(cell))
+
+
+def compared(root=cells.ROOT):
+    """{chapter: (output cells that nbval compares, all output cells)}; a cell with pictures alone is none of them."""
+    flags = cells.settings(root).get("tst_flags", "").split()
+    found = {}
+    for path in cells.notebooks(root):
+        if cells.chapter(name := cells.name_of(path, root)):
+            shown = [cell for cell in cells.read(path).cells if cell.cell_type == "code" and _has_text(cell)]
+            found[name] = sum(_is_compared(cell, flags) for cell in shown), len(shown)
+    return found
+
+
+def check_compared(root):
+    for name, (some, every) in compared(root).items():
+        yield f"compared {name}", None if some >= SHARE * every else (
+            f"nbval compares {some} of {every} output cells, less than {SHARE:.0%}: print what does not hang on the "
+            "machine, or a bound for what does, in cells that are not skipped")
+
+
+def check_lines(root):
+    """Lines of code that are too long, in the tools and tests; tests/test_house.py adds the notebooks."""
+    paths = [path for folder in ("report", "tests", "benchmarks", "experiments") if Path(root, folder).is_dir()
+             for path in cells.files(Path(root, folder), "*") if path.suffix in (".py", ".typ", ".html", ".lua")]
+    found = [f"{path.relative_to(root).as_posix()}, line {number}: {len(line)} columns"
+             for path in [*paths, *Path(root).glob("*.py")]
+             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > COLUMNS]
+    yield "lines", f"more than {COLUMNS} columns\n  " + "\n  ".join(found) if found else None
+
+
+def check_house(root):
+    """What tests/test_house.py finds, if the project has it: imports, public names, sizes."""
+    path = Path(root, "tests", "test_house.py")
+    if path.exists():
+        house = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("house", path))
+        spec.loader.exec_module(house)
+        found = list(house.faults(Path(root)))
+        yield "house", "\n  ".join(["not as CONTRIBUTING.md says", *found]) if found else None
+
+
 def check_known(root):
     """Files of notebooks, package and figures that git does not know; nothing to say outside a git checkout."""
     if not Path(root, ".git").exists():  # a repository around the project has its own rules
@@ -247,7 +307,7 @@ def check_known(root):
 
 
 CHECKS = (check_clean, check_export, check_readme, check_equations, check_links, check_github, check_spelling,
-          check_known)
+          check_compared, check_lines, check_house, check_known)
 
 
 def run(root=cells.ROOT):
@@ -268,6 +328,8 @@ def main(root, json_file):
     problems = [(name, problem) for name, problem in results if problem]
     for name, problem in problems:
         click.echo(f"FAILED {name}: {problem}")
+    for name, (some, every) in compared(root).items():
+        click.echo(f"{name:30} {some:3} of {every:3} output cells compared, {some / max(every, 1):.0%}")
     click.echo(f"{len(results) - len(problems)} of {len(results)} checks passed")
     if json_file:
         json_file.write_text(json.dumps({"passed": len(results) - len(problems), "failed": len(problems)}))

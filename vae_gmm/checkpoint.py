@@ -58,7 +58,7 @@ def remove_leftovers(path):
 # %% ../nbs/rooms/checkpoint.ipynb #5c55c4d4
 def save_checkpoint(
     path,
-    state,  # dictionary: model, optimizer (Adam), scheduler; best (weights by name), history (what JSON can hold), prior
+    state,  # dictionary: model, optimizer (Adam), scheduler; best (weights by name), history (for JSON), prior
     settings,  # dictionary of what decides about the run
     images="",  # `fingerprint` of its images
 ):
@@ -166,7 +166,6 @@ def load_checkpoint(
         raise InputError(f"{path}: damaged checkpoint ({err}); move it away to start anew") from err
 
 # %% ../nbs/rooms/checkpoint.ipynb #b7c10a02
-SOURCES = "files", "config", "data", "vae", "gmm", "devices", "checkpoint", "training"  # modules that a training depends on
 LIBRARIES = "torch", "numpy", "scipy", "scikit-learn"
 
 def described(thing):
@@ -187,11 +186,21 @@ def described(thing):
         raise InputError(f"what: {text} is named by its address; expected numbers, texts, arrays, or objects of these")
     return text
 
+def sources(folder):
+    "{module: its source} for all that a training depends on: `training`, what it imports of the package, and so on."
+    found, ahead = {}, ["training"]
+    while ahead:
+        path = Path(folder, f"{ahead.pop()}.py")
+        if path.stem not in found and path.is_file():
+            found[path.stem] = path.read_bytes().replace(b"\r\n", b"\n")
+            ahead += re.findall(r"^ *from \.(\w+) import", found[path.stem].decode(), re.M)
+    return found
+
 def code_fingerprint():
     "A short text that changes with the code of a training."
     digest = hashlib.sha256(" ".join(map(version, LIBRARIES)).encode())
-    for path in (Path(inspect.getfile(InputError)).with_name(f"{name}.py") for name in SOURCES):
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n") if path.is_file() else b"")
+    for module, source in sorted(sources(Path(inspect.getfile(InputError)).parent).items()):
+        digest.update(module.encode() + source)
     return digest.hexdigest()[:16]
 
 CODE = code_fingerprint()  # of the code that this process has loaded, and not of what is edited meanwhile

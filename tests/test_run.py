@@ -1,0 +1,279 @@
+"""Running notebooks: what runs, after what, side by side, in build/ or in place; on small projects of their own."""
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from report import cells, headlines, plan, run
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINS = """import os
+def kept(): print(os.environ["OMP_NUM_THREADS"], os.environ["VAE_GMM_KEPT"])
+kept()"""
+RESULTS = """import json
+from pathlib import Path
+OUT = Path("..", "figures")
+share = json.loads((OUT / "experiments.json").read_text())["share"]
+R = dict(test=dict(accuracy=share))
+(OUT / "results.json").write_text(json.dumps(R));"""
+READS = "print(open('../figures/results.json').read(), len(open('../Makefile').read()) > 100)"
+
+
+def write(path, *sources):
+    """A notebook of code cells, after one with text."""
+    made = [new_markdown_cell("# Title"), *map(new_code_cell, sources)]
+    for i, cell in enumerate(made):
+        cell["id"] = f"c{i}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(run.cleaned(new_notebook(cells=made, metadata={"kernelspec": cells.KERNEL})), encoding="utf-8")
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+NAMES = "01_data.ipynb", "04_training.ipynb", "06_results.ipynb", "rooms/files.ipynb", "index.ipynb"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Three chapters, a room and an index, in a git repository; what git says of it before a run in build/ and after;
+    how the run went."""
+    root = tmp_path_factory.mktemp("original") / "a project"
+    (root / "report").mkdir(parents=True)
+    (root / "vae_gmm").mkdir()
+    (root / "figures").mkdir()
+    for name in "settings.ini", "Makefile", ".gitignore", "report/metadata.yaml":
+        shutil.copy(ROOT / name, root / name)
+    (root / "vae_gmm" / "data.py").write_text("x = 1\n")
+    (root / "figures" / "experiments.json").write_text('{"share": 0.9}')
+    (root / "figures" / "results.json").write_text('{"test": {"accuracy": 0.5}}')
+    write(root / "nbs" / "01_data.ipynb", "1 + 1")
+    write(root / "nbs" / "04_training.ipynb", TRAINS)
+    write(root / "nbs" / "06_results.ipynb", "def kept(): pass\nkept()", RESULTS)
+    write(root / "nbs" / "rooms" / "files.ipynb", "print('a room')")
+    write(root / "nbs" / "index.ipynb", READS)
+    git = [subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout
+           for words in (["init", "-q"], ["add", "-A"], ["status", "--porcelain", "-uall"])]
+    ran, _ = report_run(root, "--build")
+    after = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=root, capture_output=True, text=True).stdout
+    return root, git[-1], after, ran
+
+
+@pytest.fixture
+def project(original, tmp_path):
+    """A copy of that project, with its run in build/."""
+    plan.makers.cache_clear(), plan.waits.cache_clear(), plan.everywhere.cache_clear()
+    return Path(shutil.copytree(original[0], tmp_path / "a project"))
+
+
+def report_run(root, *words, **env):
+    """What `python -m report.run` did: {notebook: how it went}, and its output."""
+    env = {k: v for k, v in os.environ.items() if k not in ("VAE_GMM_KEPT", "OMP_NUM_THREADS")} | env
+    done = subprocess.run([sys.executable, "-m", "report.run", "--root", root, *words], cwd=ROOT, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return dict(re.findall(r"^(\S+\.ipynb) +[\d.]+ s  (.*)$", done.stdout, re.M)), done.stdout
+
+
+def built(root, name):
+    """The outputs of a notebook in build/, as one text."""
+    return json.dumps([cell.get("outputs") for cell in cells.read(root / "build" / "nbs" / name).cells])
+
+
+def to_run(root):
+    """The notebooks that would run again, by their keys alone."""
+    plan.makers.cache_clear(), plan.waits.cache_clear(), plan.everywhere.cache_clear()
+    plan.prepare(root)
+    return {name for name in NAMES
+            if not plan.is_done(root / "nbs" / name, plan.key(root / "nbs" / name, root), root)}
+
+
+def test_a_run_in_build_changes_nothing_that_git_tracks(original):
+    root, before, after, ran = original
+    assert ran == dict.fromkeys(NAMES, "run")
+    assert after == before
+    assert json.loads((root / "build" / "figures" / "results.json").read_text()) == {"test": {"accuracy": 0.9}}
+    assert '0.9}} True' in built(root, "index.ipynb")  # of this run
+    assert json.dumps(str(root / "build" / "kept"))[1:-1] in built(root, "04_training.ipynb")
+
+
+def test_what_is_unchanged_does_not_run_again(project):
+    edit(project / "nbs" / "01_data.ipynb", "# Title", "# Another title")  # text does not run
+    edit(project / "nbs" / "rooms" / "files.ipynb", "a room", "another room")
+    ran, _ = report_run(project, "--build")
+    assert ran == {**dict.fromkeys(NAMES, "unchanged"), "rooms/files.ipynb": "run"}
+    copy = (project / "build" / "nbs" / "01_data.ipynb").read_text()
+    assert "Another title" in copy and '"2"' in copy
+    assert to_run(project) == set()
+
+
+CHANGES = {
+    "the code of a room": ("nbs/rooms/files.ipynb", "a room", "another room", {"rooms/files.ipynb"}),
+    "a module": ("vae_gmm/data.py", "1", "2", set(NAMES)),
+    "data that any may read": ("figures/experiments.json", "0.9", "0.8", set(NAMES)),
+    "a file that one names": ("Makefile", "help:", "help :", {"index.ipynb"}),
+    "results that one writes and another reads": ("build/figures/results.json", "0.9", "0.8", {"index.ipynb"}),
+    "the published results": ("figures/results.json", "0.5", "0.6", set()),
+    "what came out of one that others wait for": (
+        "build/nbs/04_training.ipynb", "stdout", "stderr", {"06_results.ipynb", "index.ipynb"}),
+    "a text": ("nbs/index.ipynb", "# Title", "# Another", set()),
+    "the keys themselves": ("build/runs.json", "{", "", set(NAMES))}
+
+
+@pytest.mark.parametrize("file, old, new, names", CHANGES.values(), ids=CHANGES)
+def test_what_a_change_makes_run_again(project, file, old, new, names):
+    assert to_run(project) == set()
+    edit(project / file, old, new)
+    assert to_run(project) == names
+
+
+def test_data_from_elsewhere_and_other_versions_count(project, monkeypatch):
+    monkeypatch.setenv("VAE_GMM_DATA", "elsewhere")
+    assert to_run(project) == set(NAMES)
+    monkeypatch.delenv("VAE_GMM_DATA")
+    assert to_run(project) == set()
+    monkeypatch.setattr(plan, "distributions", list)
+    assert to_run(project) == set(NAMES)
+
+
+def test_a_failure_ends_the_run_and_what_is_done_stays_done(project):
+    edit(project / "nbs" / "06_results.ipynb", "share = ", "share = 0 / 0 + ")
+    ran, out = report_run(project, "--build")
+    assert "06_results.ipynb: cell 2 (id c2) failed" in out and "ZeroDivisionError" in out
+    assert "index.ipynb" not in ran and set(ran.values()) <= {"unchanged"}
+    edit(project / "nbs" / "06_results.ipynb", "share = 0 / 0 + ", "share = ")
+    assert to_run(project) - {"index.ipynb"} == {"06_results.ipynb"}
+
+
+def test_a_notebook_by_name_brings_what_it_waits_for(project):
+    shutil.rmtree(project / "build")
+    (project / "build" / "nbs").mkdir(parents=True)
+    (project / "build" / "nbs" / "07_gone.ipynb").write_text("{}")
+    ran, _ = report_run(project, "--build", project / "nbs" / "06_results.ipynb")
+    assert ran == {"04_training.ipynb": "run", "06_results.ipynb": "run"}
+    assert sorted(p.name for p in (project / "build" / "nbs").iterdir()) == ["04_training.ipynb", "06_results.ipynb"]
+
+
+def test_cells_left_out_are_not_taken_for_done(project):
+    edit(project / "nbs" / "01_data.ipynb", "1 + 1", "#| slow\\n1 + 1")
+    ran, _ = report_run(project, "--build", "--skip", "slow", project / "nbs" / "01_data.ipynb")
+    assert ran == {"01_data.ipynb": "run"} and '"2"' not in built(project, "01_data.ipynb")
+    assert "01_data.ipynb" in to_run(project)
+
+
+def test_in_place_notebooks_store_what_they_show_and_write_figures(project):
+    shutil.rmtree(project / "build")
+    nbs = project / "nbs"
+    ran, _ = report_run(project, nbs / "06_results.ipynb", nbs / "04_training.ipynb", VAE_GMM_KEPT=str(nbs / "mine"))
+    assert list(ran.items()) == [("04_training.ipynb", "written"), ("06_results.ipynb", "as stored")]  # shows nothing
+    assert not (project / "build" / "nbs").exists()
+    assert json.loads((project / "figures" / "results.json").read_text()) == {"test": {"accuracy": 0.9}}
+    assert json.dumps(str(nbs / "mine"))[1:-1] in (nbs / "04_training.ipynb").read_text()
+
+
+def test_the_order_follows_from_what_notebooks_share(project):
+    names = {cells.name_of(path, project): [cells.name_of(other, project) for other in others]
+             for path, others in plan.waits(project).items()}
+    assert names == {
+        "01_data.ipynb": [], "04_training.ipynb": [], "06_results.ipynb": ["04_training.ipynb"],
+        "rooms/files.ipynb": [],
+        "index.ipynb": ["01_data.ipynb", "04_training.ipynb", "06_results.ipynb"]}
+
+
+def test_this_reports_results_are_written_before_they_are_read():
+    waits = {cells.name_of(path): {cells.name_of(other) for other in others} for path, others in plan.waits().items()}
+    assert cells.name_of(plan.makers()[0]["results.json"]) == "06_results.ipynb"
+    assert {f"{n:02}" for n in range(1, 7)} <= {name[:2] for name in waits["index.ipynb"]}
+    order = list(waits)
+    assert all(order.index(other) < order.index(name) for name, others in waits.items() for other in others)
+
+
+@pytest.mark.parametrize("cores, most, half", [(1, 1, 1), (2, 2, 1), (4, 3, 2), (8, 5, 4)])
+def test_as_many_run_at_once_as_there_are_cores(cores, most, half):
+    waits = {"train": [], **{name: [] for name in "abcdef"}, "results": ["train"], "index": ["results", "a"]}
+    running, at_once, threads, ended = set(), [], {}, []
+
+    async def job(name, n):
+        assert set(waits[name]) <= set(ended)
+        running.add(name)
+        at_once.append(len(running))
+        threads[name] = n
+        await asyncio.sleep(0.01)
+        running.remove(name)
+        ended.append(name)
+
+    asyncio.run(run.side_by_side(waits, job, cores))
+    assert set(ended) == set(waits) and max(at_once) == most
+    assert threads == {name: half if name in ("train", "results", "a") else 1 for name in waits}
+
+
+def test_the_first_failure_ends_the_others():
+    async def job(name, n):
+        if name == "bad":
+            raise ValueError("bad")
+        await asyncio.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="bad"):
+        asyncio.run(run.side_by_side({"bad": [], "long": [], "after": ["bad"]}, job, 4))
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals")
+def test_ctrl_c_ends_the_kernels_and_says_no_more_than_that(project):
+    for name in "01_data", "04_training":
+        write(project / "nbs" / f"{name}.ipynb", f"import os, time\nopen('{name}', 'w').write(str(os.getpid()))\n"
+                                                 "time.sleep(600)")
+    process = subprocess.Popen([sys.executable, "-m", "report.run", "--build", "--root", project], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    first = project / "build" / "nbs" / "01_data"
+    while not (first.exists() and first.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and out.strip().endswith("Aborted!") and "Traceback" not in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(first.read_text()), 0)
+
+
+def test_the_headlines_stand_beside_the_published_ones(project):
+    (project / "build" / "figures" / "results.json").unlink()
+    done = CliRunner().invoke(headlines.main, ["--root", str(project)])
+    assert done.exit_code == 1 and "expected the results of `make report`" in done.output
+    here = project / "build" / "figures" / "results.json"
+    here.write_text('{"test": {"accuracy": 0.75}, "reconstruction": {"ssim": 0.7}}')
+    lines = CliRunner().invoke(headlines.main, ["--root", str(project)]).output.split("\n")
+    assert lines[1].split() == ["here", "published"]
+    assert re.fullmatch(r"accuracy on the test images +0\.7500 +0\.5000", lines[2])
+    assert re.fullmatch(r"SSIM of the reconstructions +0\.7000 +-", lines[3])
+    assert "They differ" in lines[-2]
+    shutil.copy(project / "figures" / "results.json", here)
+    assert "They are the same." in CliRunner().invoke(headlines.main, ["--root", str(project)]).output
+
+
+def test_this_reports_results_have_headlines():
+    results = json.loads((ROOT / "figures" / "results.json").read_text(encoding="utf-8"))
+    assert len(headlines.table(results, results)) >= 4
+
+
+def test_outputs_stay_with_their_cells_when_text_is_added():
+    def notebook(*made):
+        return new_notebook(cells=list(made))
+
+    old = notebook(new_code_cell("a", outputs=[new_output("stream", text="1")]), new_code_cell("b"))
+    new = notebook(new_markdown_cell("# New"), new_code_cell("a"), new_markdown_cell("text"), new_code_cell("b"))
+    assert [len(c.outputs) for c in plan.with_outputs(new, old).cells if c.cell_type == "code"] == [1, 0]
