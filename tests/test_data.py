@@ -9,10 +9,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch.utils.data import DataLoader
 
-from vae_gmm.data import SubsetImagesFromNPZ, add_noise, as_images, augment_batch, load_npz
-from vae_gmm.data import split_indices, write_course_files
+from vae_gmm.data import SubsetImagesFromNPZ, add_noise, affine_batch, as_images, augment_batch, load_npz, put_back
+from vae_gmm.data import split_indices, straighten, write_course_files
+from vae_gmm.figures import similarity
 from vae_gmm.files import InputError, check_labels, mnist_digits, npz_headers
 
 
@@ -117,6 +119,102 @@ def test_noise_is_on_the_input_and_not_on_the_target(file, augment):
 def test_no_negative_noise(file):
     with pytest.raises(InputError, match="noise_std is -0.1; expected a number that is not negative"):
         SubsetImagesFromNPZ(file, noise_std=-0.1)
+
+
+# --- the pose, out and in again ---------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def x(digits):
+    return as_images(digits[0])
+
+
+def test_the_pose_is_what_others_measure(x):
+    for image, pose in zip(x[:, 0].double().numpy(), straighten(x)[1].tolist()):
+        mass, (down, right) = image.sum(), ndimage.center_of_mass(image)
+        rows, columns = np.indices(image.shape)
+        cov = np.cov(columns.ravel(), rows.ravel(), aweights=image.ravel(), ddof=0)
+        assert pose == pytest.approx([right - 13.5, down - 13.5, cov[0, 1] / cov[1, 1]], abs=1e-4) and mass > 0
+
+
+def test_straight_digits_have_no_pose_left(x):
+    straight, pose = straighten(x)
+    left = straighten(straight)[1].abs()
+    assert (left.mean(0) < torch.tensor([0.02, 0.03, 0.005])).all() and left.max() < 0.25
+    assert pose[:, 2].abs().mean() > 20 * left[:, 2].mean()
+
+
+def test_the_pose_put_back_gives_the_image(x):
+    ssim = similarity(x, put_back(*straighten(x))).ssim
+    assert ssim.mean() > 0.97 and ssim.min() > 0.9
+    assert similarity(x, straighten(x)[0]).ssim.mean() < 0.8  # the two steps do something
+
+
+@pytest.mark.parametrize("right, down, slant", [(0, 0, 0.4), (0, 0, -0.4), (2, -1, 0), (-1.5, 1, -0.3)])
+def test_a_copy_in_another_pose_becomes_the_same_image(x, right, down, slant):
+    upright = straighten(x)[0]
+    posed = put_back(upright, torch.tensor([[right, down, slant]]).expand(len(x), 3))
+    again, pose = straighten(posed)
+    assert (pose.mean(0) - torch.tensor([right, down, slant])).abs().max() < 0.03
+    same, other = (similarity(upright, copies).ssim.mean() for copies in (again, posed))
+    assert same > 0.97 and same > other + 0.15
+
+
+def test_a_slant_by_hand(x):
+    stroke = torch.tensor([[0, 0, 1], [0, 0.5, 0.5], [0, 1, 0]])[None, None]
+    straight, pose = straighten(stroke)
+    assert pose[0].tolist() == pytest.approx([0.5, 0, -0.5])
+    right = torch.tensor([[0, 1, 0], [0.25, 19 / 32, 0.25], [0, 1, 0]])  # a cubic weighs by -3, 19, 19, -3 of 32
+    torch.testing.assert_close(straight[0, 0], right)
+    angle = torch.atan(torch.tensor([0.5]))  # to the right, as handwriting leans: a negative slant
+    leaning = affine_batch(straighten(x[:1])[0], torch.zeros(1), torch.ones(1), torch.zeros(1, 2), angle)
+    assert straighten(leaning)[1][0, 2].item() == pytest.approx(-0.5, abs=0.02)
+
+
+def test_images_without_a_slant():
+    empty, pixel, row = torch.zeros(3, 1, 1, 28, 28)
+    pixel[0, 0, 3, 20] = row[0, 0, 5, 4:12] = 1
+    straight, pose = straighten(torch.cat([empty, pixel, row, pixel * 1e-3]))
+    assert pose.tolist() == [[0, 0, 0], [6.5, -10.5, 0], [-6, -8.5, 0], pytest.approx([6.5, -10.5, 0], abs=1e-4)]
+    assert torch.equal(straight[:1], empty) and straight[1:].isfinite().all()
+    assert straight[1, 0, 13:15, 13:15].sum() > 0.8
+    back = put_back(straight, pose)
+    assert back[1].argmax() == pixel.argmax() and similarity(row[0], back[2]).ssim.item() > 0.9
+    assert straighten(torch.ones(1, 1, 28, 28))[1].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [0, 1, 9])
+def test_shapes_types_and_values_stay(x, n, dtype):
+    given = x[:n].to(dtype)
+    before = given.clone()
+    straight, pose = straighten(given)
+    back = put_back(straight, pose)
+    assert straight.shape == back.shape == (n, 1, 28, 28) and pose.shape == (n, 3)
+    assert straight.dtype == back.dtype == pose.dtype == dtype and torch.equal(given, before)
+    assert all(part.numel() == 0 or 0 <= part.min() and part.max() <= 1 for part in (straight, back))
+    assert n == 0 or torch.allclose(straighten(given[:1])[0], straight[:1])  # an image by itself is moved the same
+    assert augment_batch(given, shear=10.0).shape == (n, 1, 28, 28)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[0], lambda x: x[:, 0], lambda x: x[..., 1:], lambda x: x.flatten(1),
+                                   lambda x: (255 * x).byte(), lambda x: x.numpy(), lambda x: None])
+def test_no_images_to_straighten(x, wrong):
+    for function in straighten, lambda given: put_back(given, torch.zeros(9, 3)):
+        with pytest.raises(InputError, match=r"^x: has (shape|type) .*; expected a tensor of floats \(n, 1, 28, 28\)"):
+            function(wrong(x[:9]))
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(9, 2), torch.zeros(8, 3), torch.zeros(3), np.zeros((9, 3)), None])
+def test_no_pose_to_put_back(x, wrong):
+    with pytest.raises(InputError, match=r"^pose: has (shape|type) .*; expected a tensor \(9, 3\), as straighten"):
+        put_back(x[:9], wrong)
+
+
+def test_the_data_set_straightens_if_asked_to(file, x):
+    plain, straight = SubsetImagesFromNPZ(file), SubsetImagesFromNPZ(file, straighten=True)
+    assert torch.equal(plain.images, x)  # not by itself
+    assert torch.equal(straight.images, straighten(x)[0]) and torch.equal(straight.labels, plain.labels)
+    flat = SubsetImagesFromNPZ(file, straighten=True, flatten=True)
+    assert torch.equal(flat.images, straight.images.flatten(1))
 
 
 def test_the_split_comes_before_the_copies():
@@ -386,7 +484,7 @@ def default_type():
     lambda: np.errstate(all="raise"), lambda: torch.device("meta")])
 def test_whatever_the_session_has_set(file, digits, session):
     def results():
-        data = SubsetImagesFromNPZ(file, noise_std=0.2, augment=True, flip=True, seed=4)
+        data = SubsetImagesFromNPZ(file, noise_std=0.2, augment=True, flip=True, seed=4, straighten=True)
         return *data.sample(torch.arange(40, device="cpu")), as_images(digits[0] / 255), data.images, data.labels
     right = results()
     with session():
