@@ -128,7 +128,8 @@ def test_the_mean_over_draws_is_the_divergence():
     mu, logvar = Z[:1].expand(50_000, 3), VAR[:1].log().expand(50_000, 3)
     z = mu + (logvar / 2).exp() * torch.from_numpy(np.random.default_rng(0).standard_normal(mu.shape))
     kl = prior(one).kl(mu, logvar, z)
-    exact = kl_divergence(MultivariateNormal(Z[0], torch.diag(VAR[0])), MultivariateNormal(one.means[0], one.covariances[0]))
+    q, p = MultivariateNormal(Z[0], torch.diag(VAR[0])), MultivariateNormal(one.means[0], one.covariances[0])
+    exact = kl_divergence(q, p)
     assert abs(kl.mean() - exact) < 4 * kl.std() / 50_000**0.5
 
 
@@ -224,7 +225,8 @@ def test_wrong_options(options, message):
     (lambda s: s.pop("means"), "the state of a mixture prior lacks means"),
     (lambda s: s.update(weights=torch.ones(2) / 2), r"weights must have shape \(3,\), got \(2,\)"),
     (lambda s: s.update(covariances=torch.eye(3)), r"covariances must have shape \(3, 3, 3\), got \(3, 3\)"),
-    (lambda s: s.update(means=torch.full((3, 3), math.nan)), "means must be finite")])
+    (lambda s: s.update(means=torch.full((3, 3), math.nan)), "means must be finite"),
+    (lambda s: s.update(covariances=-s["covariances"]), "covariances must be positive definite")])
 def test_wrong_states(change, message):
     state, p = dict(START_T._asdict()), prior()
     change(state)
@@ -234,15 +236,15 @@ def test_wrong_states(change, message):
 
 @pytest.mark.parametrize("use", [lambda p: p.kl(Z, Z, Z), lambda p: p.log_resp(Z), lambda p: p.refit(Z, Z)])
 def test_before_the_start(use):
-    with pytest.raises(RuntimeError, match="call start before it is used"): use(gmm.MixturePrior(3))
+    with pytest.raises(RuntimeError, match="call start first"): use(gmm.MixturePrior(3))
 
 
 @pytest.mark.parametrize("D", [3, 8])
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 10])
 def test_the_plane(K, D):
     g = torch.Generator().manual_seed(K)
-    A = torch.randn(K, D, D, generator=g).double()
-    mixture = gmm.Mixture(torch.ones(K).double() / K, 3 * torch.randn(K, D, generator=g).double(), A @ A.mT + torch.eye(D))
+    A, means = torch.randn(K, D, D, generator=g).double(), 3 * torch.randn(K, D, generator=g).double()
+    mixture = gmm.Mixture(torch.ones(K).double() / K, means, A @ A.mT + torch.eye(D))
     plane, W = gmm.discriminant_plane(mixture), gmm.shrink(mixture, 1).covariances[0]
     assert_close(plane.onto.T @ plane.axes, torch.eye(2).double(), atol=1e-8, rtol=0)
     assert_close(plane.onto.T @ W @ plane.onto, torch.eye(2).double(), atol=1e-8, rtol=0)   # circles within
@@ -269,7 +271,23 @@ def test_the_plane_is_that_of_scikit_learn(K, dtype):
     theirs = LinearDiscriminantAnalysis(solver="eigen").fit(x, y).transform(x)[:, :2]
     ours = gmm.discriminant_plane(mixture).project(torch.tensor(x).to(dtype))
     assert ours.dtype == dtype
-    np.testing.assert_allclose(ours.abs(), np.abs(theirs - theirs.mean(0)), atol=1e-8 if dtype == torch.float64 else 0.02)
+    atol = 1e-8 if dtype == torch.float64 else 0.02
+    np.testing.assert_allclose(ours.abs(), np.abs(theirs - theirs.mean(0)), atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_components_in_one_place_or_on_one_line_have_a_plane_too(dtype):
+    line = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.1], dtype=dtype)
+    S = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=dtype)).expand(3, 5, 5)
+    for places, first in (((0, 0, 0), None), ((-1, 0.3, 2), line), ((0, 0, 1), line)):
+        means = 0.7 + torch.tensor(places, dtype=dtype)[:, None] * line
+        plane = gmm.discriminant_plane(gmm.Mixture(torch.tensor([0.2, 0.3, 0.5], dtype=dtype), means, S))
+        assert_close(plane.onto.T @ plane.axes, torch.eye(2, dtype=dtype), atol=1e-5, rtol=0)
+        if first is None:                                                  # where the components are widest
+            assert_close(plane.onto.abs().argmax(dim=0), torch.tensor([4, 3]))
+        else:
+            assert_close(torch.cosine_similarity(plane.axes[:, 0], first, dim=0), torch.ones((), dtype=dtype))
+            assert_close(plane.onto[:, 1] @ line, torch.zeros((), dtype=dtype), atol=1e-5, rtol=0)
 
 
 def test_two_dimensions_keep_their_plane_and_one_has_none():

@@ -135,6 +135,8 @@ def _checked(state, K):
     for name, a, shape in zip(Mixture._fields, mixture, ((K,), (K, D), (K, D, D))):
         if a.shape != shape: raise ValueError(f"{name} must have shape {shape}, got {tuple(a.shape)}")
         if not a.isfinite().all(): raise ValueError(f"{name} must be finite")
+    if torch.linalg.cholesky_ex(mixture.covariances).info.any():
+        raise ValueError("covariances must be positive definite")
     return mixture
 
 # %% ../nbs/03_gmm.ipynb #a31f0c05
@@ -173,7 +175,7 @@ class MixturePrior:
     def load_state_dict(self, state): self.mixture = _checked(state, self.n_components) if state else None
 
     def _like(self, z):
-        if self.mixture is None: raise RuntimeError("the mixture prior has no mixture yet: call start before it is used")
+        if self.mixture is None: raise RuntimeError("the mixture prior has no mixture yet: call start first")
         return [a.to(z) for a in self.mixture]
 
     def _steady(self, mixture):
@@ -207,7 +209,7 @@ def discriminant_plane(mixture) -> Plane:
     L_inv = torch.linalg.inv(torch.linalg.cholesky(W))
     nu = (mixture.means - m) @ L_inv.T
     spread, w = torch.linalg.eigh((nu.T * mixture.weights) @ nu)                       # L^-1 B L^-T
-    V = L_inv.T @ w[:, spread > 1e-10 * spread.sum()].flip(1)[:, :2]
+    V = L_inv.T @ w[:, spread > 100 * torch.finfo(W.dtype).eps * (1 + spread.sum())].flip(1)[:, :2]
     rest = eye - W @ V @ torch.linalg.pinv(W @ V)                                      # at right angles to these axes
     wide = torch.linalg.eigh(rest @ W @ rest)[1].flip(1)[:, : 2 - V.shape[1]]
     V = torch.cat([V, wide / (wide * (W @ wide)).sum(dim=0).sqrt()], dim=1)
