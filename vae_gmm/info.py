@@ -6,6 +6,7 @@
 __all__ = ['count', 'describe']
 
 # %% ../nbs/rooms/info.ipynb #3a05f2e4
+import reprlib
 from collections import Counter
 
 def count(n, word):
@@ -13,9 +14,11 @@ def count(n, word):
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 # %% ../nbs/rooms/info.ipynb #763f256b
+_NEARLY = b"\x1f\x8b", b"\x93NUMPY", b"\0\0\x08"  # gzip, npy, MNIST's own: `npz_headers` knows the way out of each
+
 def describe(path):
     "Lines that say what a file of this package is; raises `InputError` for any other file."
-    from .files import InputError, first_bytes, npz_headers
+    from .files import InputError, first_bytes, listed, npz_headers
     kinds = "images (npz), a network, a mixture, a checkpoint, config.json or vae.csv"
     start = first_bytes(path, kinds)
     if start[8:9] == b"{":
@@ -26,7 +29,7 @@ def describe(path):
         return describe_settings(path)
     if start[:1] == b"\x80":
         raise InputError(f"{path}: a pickle, which can run code and is not opened; expected {kinds}")
-    if start[:2] != b"PK":
+    if not start.startswith((b"PK", *_NEARLY)):
         raise InputError(f"{path}: not a file of this package; expected {kinds}")
     headers = npz_headers(path)
     if "format" in headers:
@@ -34,7 +37,8 @@ def describe(path):
     if "data" in headers:
         return describe_images(path, headers)
     if headers:
-        raise InputError(f"{path}: an npz file with neither 'data' nor 'format' in it; expected {kinds}")
+        there = listed(map(reprlib.repr, headers))
+        raise InputError(f"{path}: an npz file with neither 'data' nor 'format' in it, but {there}; expected {kinds}")
     return describe_network(path)
 
 # %% ../nbs/rooms/info.ipynb #0ee12fa4
@@ -62,9 +66,10 @@ def describe_images(path, headers):
     "Lines about an npz with `data`, whose arrays' shapes and types are `headers`; only `labels` is read."
     from .files import InputError, check_labels, read_npz
     shape, dtype = headers["data"]
-    if shape[1:] not in ((28, 28), (784,)) or dtype.kind not in "uif":
+    if shape[1:] not in ((28, 28), (784,), (1, 28, 28), (28, 28, 1)) or dtype.kind not in "uif":
         expected = "expected images (n, 28, 28) of whole numbers 0 to 255"
-        raise InputError(f"{path}: 'data' has shape {shape} and type {dtype}; {expected}")
+        last = " (transpose with np.moveaxis(data, -1, 0))" * (shape[:2] == (28, 28) and len(shape) == 3)
+        raise InputError(f"{path}: 'data' has shape {shape} and type {dtype}; {expected}{last}")
     kind = "images as fractions, such as test_reconstruction writes" if dtype.kind == "f" else "images"
     lines = [kind, f"data: {shape} {dtype}"]
     if "labels" not in headers:
