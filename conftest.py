@@ -5,12 +5,15 @@
 - A `;` at the end hides a cell's value. IPython 8 looks for it in the input history, which nbval does not write.
 - stderr (warnings, progress bars) and SVG (random ids) are not compared.
 - A notebook's last cell, `nbdev_export()`, becomes a check: the exported module is what this notebook exports.
+
+Trained networks are kept in build/kept, also by tests that work in another folder.
 """
 import os
 from functools import lru_cache
 
 from report import cells, check
 
+os.environ["VAE_GMM_KEPT"] = os.environ.get("VAE_GMM_KEPT") or str(cells.ROOT / "build" / "kept")
 VOLATILE = "stderr", "image/svg+xml"  # nbval leaves out PNG, JPEG and widgets by itself
 FLAGS = set(cells.settings().get("tst_flags", "").split()) - set(os.environ.get("NB_FLAGS", "").split())
 

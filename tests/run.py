@@ -1,8 +1,13 @@
-"""Run every test of the project, one stage after the other, and count: `python tests/run.py`.
+"""Run every test of the project and count: `python tests/run.py`.
 
 Stages: what is derived agrees with its source (report/check.py); every notebook runs (nbdev_test); every notebook
-prints what it has stored (nbval); tests/. All stages run, whatever the earlier ones found. The last line is
-`N passed, N failed` (and `, N skipped`), and the exit status is not zero if anything failed.
+prints what it has stored (nbval); tests/. Each stage is cut into parts, and as many parts run at once as there are
+cores, each on one thread: two processes of one thread do more than one of two. Notebooks and files of tests are put
+together so that the parts take about as long as one another, by the seconds of the last run (build/tests.json) or,
+the first time, by size. A notebook that trains what others take begins, so that they wait as little as possible.
+
+All stages run, whatever the others found. The last line is `N passed, N failed` (and `, N skipped`), and the exit
+status is not zero if anything failed.
 """
 import json
 import os
@@ -17,62 +22,56 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from report import cells  # noqa: E402
+from report import cells, plan  # noqa: E402
+from report.run import available_cores  # noqa: E402
+
+TIMES = ROOT / "build" / "tests.json"
+NBVAL = "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "nbval_sanitize.cfg"
 
 
-def run(tmp, *words, **kwargs):
-    """Run Python on `words` in the project folder, whatever the user has set; its exit status."""
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, stdin=subprocess.DEVNULL,
-                          **{"env": cells.environment(tmp), **kwargs})
+def run(tmp, *words):
+    """Run Python on `words` in the project folder, whatever the user has set; its exit status and what it said."""
+    env = {"OMP_NUM_THREADS": "1", **cells.environment(tmp)}
+    env["VAE_GMM_KEPT"] = env.get("VAE_GMM_KEPT") or str(ROOT / "build" / "kept")
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, stdin=subprocess.DEVNULL, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
 
 
-def sync(tmp):
+def sync(tmp, folder):
     """what is derived agrees with its source (one count for each check)"""
     out = Path(tmp, "sync.json")
-    status = run(tmp, "-m", "report.check", "--json", out).returncode
-    return counted(Counter(json.loads(out.read_text())) if out.exists() else Counter(), status)
+    status, said = run(folder, "-m", "report.check", "--json", out)
+    return counted(Counter(json.loads(out.read_text())) if out.exists() else Counter(), status), said
 
 
-def nbdev_test(tmp):
+def nbdev_test(tmp, folder, notebook):
     """every notebook runs (one count for each)"""
-    notebooks = sorted(cells.notebooks(ROOT), key=lambda path: -path.stat().st_size)  # about the longest first
-    env = {"OMP_NUM_THREADS": "1", **cells.environment(tmp)}
-    command = Path(sys.executable).with_name("nbdev_test")  # as many at a time as processors, one thread each
-
-    def test(notebook):
-        start = time.perf_counter()
-        done = run(tmp, command, "--path", notebook, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                   text=True)
-        seconds = time.perf_counter() - start
-        result = "failed" if done.returncode else "passed"
-        print(f"{cells.name_of(notebook, ROOT):30} {seconds:6.1f} s  {result}", flush=True)
-        if done.returncode:
-            print(done.stdout, flush=True)
-        return result
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return Counter(pool.map(test, notebooks))
+    status, said = run(folder, Path(sys.executable).with_name("nbdev_test"), "--path", notebook)
+    return Counter({"failed" if status else "passed": 1}), said
 
 
-def pytest(tmp, *args):
+def nbval(tmp, folder, *notebooks):
+    """every notebook prints what it has stored (one count for each code cell)"""
+    return pytest(tmp, folder, *NBVAL, *notebooks)
+
+
+def tests(tmp, folder, *files):
+    """what a notebook cannot show (one count for each test in tests/)"""
+    return pytest(tmp, folder, *files)
+
+
+def pytest(tmp, folder, *args):
     """pytest with `args`: one count for each test, taken from its report file."""
-    out = Path(tmp, f"{len(os.listdir(tmp))}.xml")
-    status = run(tmp, "-m", "pytest", "-q", *args, f"--junitxml={out}").returncode
-    count = Counter()
+    out = Path(folder, "report.xml")
+    status, said = run(folder, "-m", "pytest", "-q", *args, f"--junitxml={out}")
+    count, seconds = Counter(), Counter()
     for case in ET.parse(out).iter("testcase") if out.exists() else ():
         kinds = {child.tag for child in case}
         count["failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"] += 1
-    return counted(count, status)
-
-
-def nbval(tmp):
-    """every notebook prints what it has stored (one count for each code cell)"""
-    return pytest(tmp, "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "nbval_sanitize.cfg", "nbs")
-
-
-def tests(tmp):
-    """what a notebook cannot show (one count for each test in tests/)"""
-    return pytest(tmp, "tests")
+        seconds[case.get("classname")] += float(case.get("time"))
+    Path(folder, "seconds.json").write_text(json.dumps(seconds))
+    return counted(count, status), said
 
 
 def counted(count, status):
@@ -85,19 +84,81 @@ def counted(count, status):
 STAGES = sync, nbdev_test, nbval, tests
 
 
+def last_times():
+    """The seconds of the parts of earlier runs: {stage: {file in the project: seconds}}."""
+    try:
+        return json.loads(TIMES.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def shared_out(files, times, n):
+    """`files` in `n` lists that take about as long as one another; `times` has the seconds of some."""
+    known = [path for path in files if path in times]
+    rate = sum(times[path] for path in known) / max(1, sum((ROOT / path).stat().st_size for path in known)) or 1e-3
+    weight = {path: times.get(path, rate * (ROOT / path).stat().st_size) for path in files}
+    bins = [[] for _ in range(min(n, len(files)))]
+    for path in sorted(files, key=lambda path: -weight[path]):
+        min(bins, key=lambda found: sum(weight[other] for other in found)).append(path)
+    return bins
+
+
+def parts(cores, times):
+    """What is to be run, in order: (stage, files)."""
+    notebooks = [path.relative_to(ROOT).as_posix() for path in cells.notebooks(ROOT)]
+    files = sorted(path.relative_to(ROOT).as_posix() for path in Path(ROOT, "tests").glob("test_*.py"))
+    trains = str(plan.makers(ROOT)[0]["kept("] or "")
+    alone = sorted(notebooks, key=lambda path: -times.get("nbdev_test", {}).get(path, 0))
+    alone.sort(key=lambda path: not trains.endswith(path))  # first the one that trains
+    return [*((nbdev_test, [path]) for path in alone[:1]),
+            *((tests, each) for each in shared_out(files, times.get("tests", {}), cores)),
+            *((nbval, each) for each in shared_out(notebooks, times.get("nbval", {}), cores)),
+            *((nbdev_test, [path]) for path in alone[1:]), (sync, [])]
+
+
+def files_of(names, files):
+    """{file: seconds} from {name of a test's module: seconds}, as pytest has them in its report."""
+    return {path: names.get(path.removesuffix(".py").replace("/", "."), 0) for path in files}
+
+
+def carry_out(part, tmp):
+    """Run one part, say how it went; its stage, count, seconds, and the seconds of its files."""
+    stage, files = part
+    folder, start = tempfile.mkdtemp(dir=tmp), time.perf_counter()
+    count, said = stage(tmp, folder, *files)
+    seconds = time.perf_counter() - start
+    what = files[0] if len(files) == 1 else f"{len(files)} files" if files else ""
+    print(f"{stage.__name__:10} {what:36} {seconds:6.1f} s  {in_words(count)}", flush=True)
+    if count["failed"]:
+        print(said, flush=True)
+    times = Path(folder, "seconds.json")
+    return stage, count, seconds, files_of(json.loads(times.read_text()), files) if times.exists() else dict.fromkeys(
+        files, seconds)
+
+
+def in_words(count):
+    """The counts in one line."""
+    return f"{count['passed']} passed, {count['failed']} failed" + f", {count['skipped']} skipped" * bool(
+        count["skipped"])
+
+
 def main():
-    total, lines = Counter(), []
-    with tempfile.TemporaryDirectory() as tmp:
-        for stage in STAGES:
-            print(f"\n== {stage.__name__}: {stage.__doc__}", flush=True)
-            start = time.perf_counter()
-            count = stage(tmp)
-            lines.append(f"{stage.__name__:12} {count['passed']:5} passed {count['failed']:4} failed "
-                         f"{count['skipped']:4} skipped {time.perf_counter() - start:7.0f} s")
-            total += count
-    print("\n" + "\n".join(lines))
-    skipped = f", {total['skipped']} skipped" if total["skipped"] else ""
-    print(f"{total['passed']} passed, {total['failed']} failed{skipped}", flush=True)
+    cores, times, start = available_cores(), last_times(), time.perf_counter()
+    count, seconds = {stage: Counter() for stage in STAGES}, Counter()
+    with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(cores) as pool:
+        for stage, found, took, files in pool.map(lambda part: carry_out(part, tmp), parts(cores, times)):
+            count[stage] += found
+            seconds[stage] += took
+            if not found["failed"]:
+                times.setdefault(stage.__name__, {}).update({path: round(value, 1) for path, value in files.items()})
+    TIMES.parent.mkdir(exist_ok=True)
+    TIMES.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+    print()
+    for stage in STAGES:
+        print(f"{stage.__name__:10} {in_words(count[stage]):36} {seconds[stage]:6.1f} s  {stage.__doc__}")
+    total = sum(count.values(), Counter())
+    print(f"{time.perf_counter() - start:.0f} s with {cores} {'core' if cores == 1 else 'cores'}")
+    print(in_words(total), flush=True)
     return 1 if total["failed"] or not total["passed"] else 0
 
 

@@ -1,5 +1,6 @@
-"""Running notebooks: what runs, after what, side by side, in build/ or in place; on small projects of their own."""
+"""Running notebooks: what runs, after what, side by side, in build/ or in place; what is compared; how tests run."""
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from report import cells, headlines, plan, run
+from report import cells, check, headlines, plan, run
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINS = """import os
@@ -277,3 +278,88 @@ def test_outputs_stay_with_their_cells_when_text_is_added():
     old = notebook(new_code_cell("a", outputs=[new_output("stream", text="1")]), new_code_cell("b"))
     new = notebook(new_markdown_cell("# New"), new_code_cell("a"), new_markdown_cell("text"), new_code_cell("b"))
     assert [len(c.outputs) for c in plan.with_outputs(new, old).cells if c.cell_type == "code"] == [1, 0]
+
+
+PICTURE = {"image/png": "", "text/plain": "<Figure size 600x400 with 1 Axes>"}
+
+
+@pytest.mark.parametrize("source, tags, output, counts", [
+    ("print(1)", [], "1", (1, 1)), ("1", [], {"text/plain": "1"}, (1, 1)),
+    ("table", [], {"text/html": "<table>", "text/plain": "a"}, (1, 1)),
+    ("text", [], {"text/markdown": "a", "text/plain": "<IPython.core.display.Markdown object>"}, (1, 1)),
+    ("plot()", [], PICTURE, (0, 0)), ("warn()", [], None, (0, 0)), ("x = 1", [], "", (0, 0)),
+    ("#| slow\nprint(1)", [], "1", (0, 1)), ("#| eval: false\nprint(1)", [], "1", (0, 1)),
+    ("# NBVAL_IGNORE_OUTPUT\nprint(1)", [], "1", (0, 1)), ("#NBVAL_SKIP\nprint(1)", [], "1", (0, 1)),
+    ("print(1)", ["nbval-ignore-output"], "1", (0, 1)), ("print(1)", ["nbval-skip"], "1", (0, 1))])
+def test_output_cells_that_nbval_compares_are_counted(project, source, tags, output, counts):
+    out = (new_output("stream", name="stderr", text="careful") if output is None
+           else new_output("display_data", output) if isinstance(output, dict) else new_output("stream", text=output))
+    cell = new_code_cell(source, outputs=[out] if output != "" else [], metadata={"tags": tags})
+    path = project / "nbs" / "01_data.ipynb"
+    path.write_text(run.cleaned(new_notebook(cells=[cell], metadata={"kernelspec": cells.KERNEL})), encoding="utf-8")
+    assert check.compared(project)["01_data.ipynb"] == counts
+    (_, problem), *others = check.check_compared(project)
+    assert (problem is None) == (counts[0] == counts[1]) and len(others) == 2  # rooms and the index are not counted
+    assert problem is None or f"nbval compares 0 of {counts[1]} output cells, less than 70%" in problem
+
+
+def test_seven_of_ten_output_cells_are_enough(project):
+    made = [new_code_cell("#| slow\n1" if i < 3 else "1", outputs=[new_output("stream", text="1")]) for i in range(10)]
+    path = project / "nbs" / "01_data.ipynb"
+    path.write_text(run.cleaned(new_notebook(cells=made, metadata={"kernelspec": cells.KERNEL})), encoding="utf-8")
+    assert check.compared(project)["01_data.ipynb"] == (7, 10)
+    assert [problem for _, problem in check.check_compared(project)] == [None] * 3
+
+
+def test_the_check_prints_shares_and_finds_long_lines(project):
+    (project / "tests").mkdir()
+    (project / "tests" / "test_a.py").write_text("x = 1\n# " + "é" * 118 + "\n# " + "x" * 119 + "\n", encoding="utf-8")
+    done = CliRunner().invoke(check.main, ["--root", str(project)])
+    assert "tests/test_a.py, line 3: 121 columns" in done.output and "line 2" not in done.output
+    assert re.search(r"^04_training.ipynb +0 of +0 output cells compared, 0%$", done.output, re.M)
+    (project / "tests" / "test_a.py").unlink()
+    (project / "tests" / "test_house.py").write_text("def faults(root): yield f'{root.name} is crooked'\n")
+    assert dict(check.check_house(project))["house"].endswith("\n  a project is crooked")
+
+
+@pytest.fixture
+def suite():
+    """tests/run.py as a module, which is none of pytest's."""
+    spec = importlib.util.spec_from_file_location("suite", ROOT / "tests" / "run.py")
+    suite = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(suite)
+    return suite
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_every_notebook_and_every_file_of_tests_is_in_one_part_of_each_stage(suite, cores):
+    notebooks = sorted(path.relative_to(ROOT).as_posix() for path in cells.notebooks())
+    files = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py"))
+    parts = suite.parts(cores, {"tests": {files[0]: 100.0}, "nbdev_test": {"nbs/index.ipynb": 50.0}})
+    stages = {stage: [each for other, each in parts if other is stage] for stage in suite.STAGES}
+    found = {stage: sorted(path for each in lists for path in each) for stage, lists in stages.items()}
+    assert found == {suite.sync: [], suite.nbdev_test: notebooks, suite.nbval: notebooks, suite.tests: files}
+    assert stages[suite.sync] == [[]] and all(len(each) == 1 for each in stages[suite.nbdev_test])
+    assert len(stages[suite.nbval]) == len(stages[suite.tests]) == cores
+    trains = plan.makers()[0]["kept("]
+    assert parts[0] == (suite.nbdev_test, [trains.relative_to(ROOT).as_posix()])
+
+
+def test_parts_take_about_as_long_as_one_another(suite):
+    files = [f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_*.py"))][:6]
+    seconds = dict(zip(files, (9.0, 5.0, 4.0, 1.0, 1.0, 2.0)))
+    assert [sum(map(seconds.get, each)) for each in suite.shared_out(files, seconds, 2)] == [11.0, 11.0]
+    assert suite.shared_out(files[:1], {}, 4) == [files[:1]]
+    assert sorted(sum(suite.shared_out(files, {}, 3), [])) == files
+    by_name = suite.files_of({"tests.test_a": 1.5, "nbs.rooms.b.ipynb": 2.0}, ["tests/test_a.py", "nbs/rooms/b.ipynb"])
+    assert by_name == {"tests/test_a.py": 1.5, "nbs/rooms/b.ipynb": 2.0}
+
+
+def test_a_stage_that_ends_badly_counts_as_a_failure(suite, tmp_path, capsys):
+    write(tmp_path / "fails.ipynb", "1 / 0")
+    for part in (suite.tests, ["tests/test_that_is_not_there.py"]), (suite.nbval, [str(tmp_path / "fails.ipynb")]):
+        stage, count, seconds, files = suite.carry_out(part, tmp_path)
+        assert stage is part[0] and count["failed"] == 1 and seconds > 0 and list(files) == part[1]
+    said = capsys.readouterr().out
+    assert "not found" in said and "ZeroDivisionError" in said
+    assert suite.in_words({"passed": 2, "failed": 0, "skipped": 1}) == "2 passed, 0 failed, 1 skipped"
