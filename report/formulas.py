@@ -63,7 +63,9 @@ def mend_tex(tex):
 def mend_typst(source):
     def formula(m):
         body = _OPERATOR.sub(r"op(\1)", m[2])
-        return m[1] + (body if body[1] == " " else body.replace(" divides ", ' thick class("normal", divides) thick '))
+        if body[1] != " ":  # not a display
+            body = re.sub(r"\bdivides\b", 'thick class("normal", divides) thick', body)
+        return m[1] + body
 
     return _TYPST.sub(formula, source)
 

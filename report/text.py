@@ -13,33 +13,35 @@ report.html has room for everything that is not hidden: the rest of the code and
 """
 import base64
 import re
+from html import escape
 from pathlib import Path
 
 from report import cells
 from report.formulas import link_mentions
 from report.run import vector_file
-from report.tree import BuildError
+from report.tree import BuildError, pandoc
 
 MAX_LINES = 25    # longer cells are not printed without the tag pdf
 MAX_COLUMNS = 98  # characters of code that fit on a line
 PLACEHOLDER = (b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160">'
                b'<rect width="400" height="160" fill="#ddd"/></svg>')
+TABLES = "markdown-simple_tables-multiline_tables-grid_tables"  # how those in HTML are read: as pipe tables
 ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pytest\.raises|ExceptionExpected))")
 # How a notebook speaks of a figure or table beside the text; in the report, where figures float, by its number.
 POINTER = re.compile(r"\b[Tt]he (?:(?P<on>next|following) (?:figure|table)|last (?:figure|table)|"
                      r"(?:figure|table) (?:(?P<below>below)|above))\b|\b(?P<nearest>The figure)(?= \w+s\b)")
 
 
-def division(content, kind, identifier="", **attributes):
-    """`content` as a Markdown division that pandoc hands on; long colons, so that cells may hold divisions."""
-    keys = " ".join(f'{key}="{value}"' for key, value in attributes.items())
-    mark = ":" * (20 if kind == "cell" else 12)
-    return f"{mark} {{.{kind} {'#' + identifier if identifier else ''} {keys}}}\n\n{content}\n\n{mark}"
-
-
 def fenced(text, language):
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
     return f"{fence} {language}\n{text.rstrip()}\n{fence}"
+
+
+def folded(code, blocks, is_open):
+    """Blocks of Markdown folded away in HTML: what the `code` defines is the title, or else its first line."""
+    name = re.search(r"^(?:def|class) (\w+)", code, re.M) or re.search(r"^\s*(.+)", code)
+    start = f'<details class="source"{" open" * is_open}><summary>Code <code>{escape(name[1])}</code></summary>'
+    return [fenced(start, "{=html}"), *blocks, fenced("</details>", "{=html}")]
 
 
 def fit(code):
@@ -68,61 +70,64 @@ def printed(cell):
             yield fenced(out.get("text") or data["text/plain"], "output")
 
 
+def table(out):
+    """An output that is a table or another text in Markdown; empty for any other output."""
+    data = out.get("data", {})
+    html = re.search(r"<table.*?</table>", data.get("text/html", ""), re.S)
+    if "text/markdown" in data:
+        return link_mentions(data["text/markdown"])
+    return pandoc(html[0], "-f", "html", "-t", TABLES, "--columns=9999") if html else ""
+
+
 class Notebook:
     """A notebook on its way into the report: its cells as Markdown, its pictures as files in `folder`."""
 
     def __init__(self, path, folder, root, meta):
         self.path, self.folder, self.root, self.meta = Path(path), Path(folder), Path(root), meta
 
-    def figure(self, cell, at):
+    def figure(self, cell, pngs, at):
         """A cell's figure: drawn as vectors where there is such a file, otherwise the stored PNG."""
         d = cells.directives(cell)
         label, caption = d.get("label", ""), d.get("fig-cap")
-        if not label.startswith("fig-") or not caption:
-            raise BuildError(at, "a figure needs `#| label: fig-name` and `#| fig-cap: ...` (or the tag no-pdf)")
-        png = next((out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {})), "")
-        if not png and not self.meta["draft"]:
+        if not label.startswith("fig-") or not caption or len(pngs) > 1:
+            raise BuildError(at, "a figure needs `#| label: fig-name`, `#| fig-cap: ...` and a cell of its own "
+                             "(or the tag no-pdf)")
+        if not pngs and not self.meta["draft"]:
             raise BuildError(at, f"no figure: the cell with label {label} has no stored picture")
         name = label.removeprefix("fig-")
-        drawn = [vector_file(png, self.root), *(self.root / "figures" / f"{n}.svg"
-                                                for n in (name, name.replace("-", "_")))]
-        svg = next((path.read_bytes() for path in drawn if path.exists()), b"") if png else PLACEHOLDER
-        file = self.folder / f"{self.path.stem}-{name or cell.id}{'.svg' if svg else '.png'}"
-        file.write_bytes(svg or base64.b64decode(png))
-        return division(link_mentions(caption), "figure", label, file=file.name,
-                        alt=d.get("fig-alt", "").replace('"', "'"))
+        drawn = [self.root / "figures" / f"{stem}.svg" for stem in (name, name.replace("-", "_"))]
+        drawn = next((p for p in [*(vector_file(png, self.root) for png in pngs), *drawn] if p.exists()), None)
+        file = self.folder / f"{self.path.stem}-{name}{'.svg' if drawn or not pngs else '.png'}"
+        file.write_bytes(PLACEHOLDER if not pngs else drawn.read_bytes() if drawn else base64.b64decode(pngs[0]))
+        alt = 'alt="' + d["fig-alt"].replace('"', "'") + '"' if d.get("fig-alt") else ""
+        return f"![{link_mentions(caption)}]({file.name}){{#{label} {alt}}}"
 
     def outputs(self, cell, at):
-        """A cell's figures and tables as Markdown."""
-        d, done = cells.directives(cell), False
-        for out in cell.outputs:
-            data = out.get("data", {})
-            table = re.search(r"<table.*?</table>", data.get("text/html", ""), re.S)
-            if "image/png" in data or "image/svg+xml" in data:
-                yield self.figure(cell, at)
-                done = True
-            elif "text/markdown" in data or table:
-                text = link_mentions(data["text/markdown"]) if "text/markdown" in data else fenced(table[0], "{=html}")
-                caption = link_mentions(d.get("tbl-cap", ""))
-                yield division(f"{caption}\n\n{text}", "table", d.get("label", "")) if caption else text
-        if "fig-cap" in d and not done:
-            yield self.figure(cell, at)
+        """A cell's tables and its figure as Markdown."""
+        d = cells.directives(cell)
+        tables = list(filter(None, map(table, cell.outputs)))
+        pngs = [out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {})]
+        if "tbl-cap" in d:
+            if not tables:
+                raise BuildError(at, f"no table: the cell with label {d.get('label')} has no stored table")
+            tables.insert(1, f": {link_mentions(d['tbl-cap'])} {{#{d.get('label', '')}}}")
+        return [*tables, self.figure(cell, pngs, at)] if pngs or "fig-cap" in d else tables
 
     def code(self, cell, at):
         """A code cell as Markdown; empty if nothing of it is printed."""
         if cells.hidden(cell):
             return ""
-        shown, source = shows_code(cell, self.meta.get("code", "equations")), []
-        if self.meta["html"] and cells.echoed(cell) and cells.code(cell):
-            source = [division("\n\n".join([fenced(cells.code(cell), "python"), *printed(cell)]),
-                               "source" + " .open" * shown)]
+        code, shown = cells.code(cell), shows_code(cell, self.meta.get("code", "equations"))
+        source = []
+        if self.meta["html"] and cells.echoed(cell) and code:
+            source = folded(code, [fenced(code, "python"), *printed(cell)], shown)
         elif shown:
-            source = [fenced(fit(cells.code(cell)), "python"), *printed(cell)]
+            source = [fenced(fit(code), "python"), *printed(cell)]
         return "\n\n".join([*source, *self.outputs(cell, at)])
 
     def markdown(self, keep=lambda cell: True, **attributes):
         """The cells for which `keep(cell)` holds as one Markdown text, each in a division that says where it is."""
-        parts = []  # [at, label of the figure or table that the cell draws or "markdown", Markdown]
+        parts = []  # [at, "markdown" or the label of the figure or table that the cell has, Markdown]
         unwanted = {"no-pdf"} if self.meta["html"] else {"no-pdf", "solution"}
         left_out = 7  # level of the heading whose section is left out; 7 is none
         for cell in cells.read(self.path).cells:
@@ -137,21 +142,24 @@ class Notebook:
             if cell.cell_type == "markdown":
                 parts.append([at, "markdown", link_mentions(cell.source.strip())])
             elif text := self.code(cell, at):
-                parts.append([at, cells.directives(cell).get("label", ""), text])
+                d = cells.directives(cell)
+                parts.append([at, d.get("label", "") if {"fig-cap", "tbl-cap"} & d.keys() else "", text])
             elif parts and parts[-1][1] == "markdown":  # the code that this text leads up to is not printed
                 parts[-1][2] = re.sub(r":$", ".", parts[-1][2])
         point_to_figures(parts)
-        return "\n\n".join(division(text, "cell", at=at, **attributes) for at, _, text in parts)
+        keys = " ".join(f'{key}="{value}"' for key, value in attributes.items())
+        mark = ":" * 20  # longer than any in a cell
+        return "\n\n".join(f'{mark} {{.cell at="{at}" {keys}}}\n\n{text}\n\n{mark}' for at, _, text in parts)
 
 
 def point_to_figures(parts):
     """Let text that speaks of "the figure below" name the figure's number; `parts` as in Notebook.markdown."""
     def name(m):
-        kind = "{.figure #fig-" if "figure" in m[0] else "{.table #tbl-"
+        kind = "fig-" if "figure" in m[0] else "tbl-"
         side = 0 if m["nearest"] else 1 if m["on"] or m["below"] else -1
-        near = min(((abs(j - here), j) for j, part in enumerate(parts)
-                    if kind in part[2] and (j - here) * side >= 0), default=None)
-        return f"@{parts[near[1]][1]}" if near else m[0]
+        near = min(((abs(j - here), j, label) for j, (_, label, _) in enumerate(parts)
+                    if label.startswith(kind) and (j - here) * side >= 0), default=None)
+        return f"@{near[2]}" if near else m[0]
 
     for here, part in enumerate(parts):
         if part[1] == "markdown":

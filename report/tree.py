@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from html import escape
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -75,7 +75,7 @@ class Filter:
     def __init__(self, meta, root, folder, chapters, authors, formulas):
         self.html, self.root, self.folder, self.chapters = meta["html"], Path(root), Path(folder), chapters
         self.authors, self.formulas = authors, formulas
-        self.labels = {}  # label of a figure or table: (where it stands, Figure 3)
+        self.counts, self.labels = Counter(), {}  # {label: (where it stands, Figure 3)}
 
     def apply(self, document):
         return document.walk(self.shape).walk(self.link)
@@ -83,8 +83,13 @@ class Filter:
     def shape(self, element, document):
         if isinstance(element, pf.Math):
             self.formulas.find(element, place(element))
+        elif isinstance(element, pf.Image):
+            return self.picture(element)
+        elif isinstance(element, pf.Figure):
+            self.number(element)
         elif isinstance(element, pf.Table):
             align_numbers(element)
+            self.number(element)
         elif isinstance(element, (pf.RawBlock, pf.RawInline)) and element.format == "html":
             return self.raw_html(element)
         elif isinstance(element, pf.Header) and element.level == 1:
@@ -93,76 +98,37 @@ class Filter:
             if self.html:
                 return pf.Div(*element.content, classes=["lead"])
             return [typst("#lead[", pf.RawBlock), *element.content, typst("]", pf.RawBlock)]
-        elif isinstance(element, pf.Figure):  # a picture in the text
-            image = element.content[0].content[0]
-            return self.figure(self.copy(image), plain(image), element.caption.content[0].content, element.identifier)
-        elif isinstance(element, pf.Image) and not isinstance(element.parent.parent, pf.Figure):
-            return self.picture(self.copy(element), plain(element))
-        elif isinstance(element, pf.Div):
-            for kind in {"figure", "table", "source"} & set(element.classes):
-                return getattr(self, f"{kind}_cell")(element)
         return None
 
-    def figure_cell(self, div):
-        caption, = div.content
-        self.number(div, "Figure")
-        return self.figure(div.attributes["file"], " ".join(div.attributes["alt"].split()) or plain(caption),
-                           caption.content, div.identifier)
-
-    def table_cell(self, div):
-        caption, *blocks = div.content
-        table = next((block for block in blocks if isinstance(block, pf.Table)), None)
-        if table is None:
-            raise BuildError(place(div), f"no table: the cell with label {div.identifier} has no stored table")
-        self.number(div, "Table")
-        table.identifier = div.identifier
-        table.caption = pf.Caption(pf.Plain(*self.start(div.identifier), *caption.content))
-        return blocks
-
-    def source_cell(self, div):
-        """Code, folded away in HTML: what it defines is its title, or else its first line."""
-        blocks = list(div.content)
-        code = blocks[0].text
-        name = re.search(r"^(?:def|class) (\w+)", code, re.M) or re.search(r"^\s*(.+)", code)
-        is_open = " open" * ("open" in div.classes)
-        start = f'<details class="source"{is_open}><summary>Code <code>{escape(name[1])}</code></summary>'
-        return [pf.RawBlock(start), *blocks, pf.RawBlock("</details>")]
-
-    def number(self, div, kind):
-        """Give a figure or table that has a label its number."""
-        label, at = div.identifier, place(div)
+    def number(self, element):
+        """Give a figure or table that has a caption its number; Typst counts by itself, HTML is told."""
+        label, caption = element.identifier, element.caption.content
         if label in self.labels:
-            raise BuildError(at, f"label {label} is already used in {self.labels[label][0]}")
-        count = sum(name.startswith(kind) for _, name in self.labels.values())
-        self.labels[label] = at, f"{kind}\u00a0{count + 1}"
+            raise BuildError(place(element), f"label {label} is already used in {self.labels[label][0]}")
+        if caption:
+            self.counts[element.tag] += 1
+            name = f"{element.tag}\u00a0{self.counts[element.tag]}"
+            if label:
+                self.labels[label] = place(element), name
+            if self.html:
+                caption[0].content = [pf.Strong(pf.Str(name + ".")), pf.Space, *caption[0].content]
 
-    def start(self, label):
-        """How a caption starts; Typst counts by itself."""
-        return [pf.Strong(pf.Str(self.labels[label][1] + ".")), pf.Space] if self.html and label in self.labels else []
-
-    def figure(self, file, alt, caption, label):
-        caption = pf.Caption(pf.Plain(*self.start(label), *caption))
-        return pf.Figure(pf.Plain(self.picture(file, alt)), caption=caption, identifier=label)
-
-    def picture(self, file, alt):
-        if self.html:
-            return pf.Image(pf.Str(alt), url=file)
-        return typst(f"#picture({json.dumps(file)}, {json.dumps(alt, ensure_ascii=False)})")
-
-    def copy(self, image):
-        """Copy a picture that a text cell shows, as vectors where there is such a file; its file name."""
+    def picture(self, image):
+        """A picture, copied to the folder if it is not there yet: as vectors where there is such a file."""
         path = self.root / "nbs" / image.url
-        path = next((p for p in (path.with_suffix(".svg"), path) if p.exists()), None)
+        path = next((p for p in (self.folder / image.url, path.with_suffix(".svg"), path) if p.is_file()), None)
         if path is None:
             raise BuildError(place(image), f"picture {image.url} does not exist")
-        name = hashlib.sha256(image.url.encode()).hexdigest()[:8] + "-" + path.name
-        shutil.copyfile(path, self.folder / name)
-        return name
+        name = path.name
+        if path.parent != self.folder:
+            name = hashlib.sha256(image.url.encode()).hexdigest()[:8] + "-" + name
+            shutil.copyfile(path, self.folder / name)
+        if self.html:
+            return pf.Image(pf.Str(plain(image)), url=name)
+        return typst(f"#picture({json.dumps(name)}, {json.dumps(plain(image), ensure_ascii=False)})")
 
     def raw_html(self, element):
-        """A table in HTML becomes one of pandoc's; other HTML is for report.html alone."""
-        if "<table" in element.text and isinstance(element, pf.RawBlock):
-            return list(read(element.text, "-f", "html").walk(self.shape).content)
+        """HTML of the notebooks is for report.html alone."""
         if not self.html and re.search(r"<(img|table|svg)\b", element.text):
             raise BuildError(place(element), "this HTML cannot be printed, write Markdown instead: "
                              + element.text[:80])

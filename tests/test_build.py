@@ -337,6 +337,8 @@ def test_the_report_is_one_html_file_too(project):
     (md("As was shown [@nobody1900]."), "@nobody1900"),
     (code("#| label: fig-lost\n#| fig-cap: Nothing.\npass"), "no figure"),
     (code("plot()", {"image/png": PNG}), "a figure needs"),
+    (code("#| label: tbl-lost\n#| tbl-cap: Nothing.\npass"), "no table"),
+    (code("#| label: fig-dot\n#| fig-cap: Again.\nplot()", {"image/png": PNG}), "label fig-dot is already used"),
     (md("![gone](gone.png)"), "gone.png does not exist"),
     (md("A formula $\\undefined{x}{$ that is none: $\\frac{1}{$"), "cannot be set"),
 ])
