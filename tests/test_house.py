@@ -18,7 +18,7 @@ FLOORS = [  # from the top; a module imports from the floors below its own
     {"info"},
     {"classifier"},
     {"training", "model_files"},
-    {"data", "devices", "checkpoint"},
+    {"data", "devices", "checkpoint", "config"},
     {"files", "vae", "gmm", "figures", "mixture"}]
 STAIRS = ["__init__", "estimator", "sources", "missing", "fast", "steps", "checks"]  # inside mixture/, from the top
 CHAPTERS = {"data", "vae", "gmm", "training", "classifier"}  # the other modules are rooms
@@ -166,7 +166,7 @@ def line_faults(root):
     """Lines of code that are too long."""
     for name, text in texts(root):
         for number, line in enumerate(text.splitlines(), 1):
-            if len(line) > COLUMNS:
+            if len(line) > COLUMNS and not line.startswith("__all__ = "):  # nbdev's own
                 yield f"{name}, line {number}: {len(line)} columns, more than {COLUMNS}"
 
 

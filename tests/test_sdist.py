@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("setuptools")
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = "vae_gmm", "tests", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"
+SOURCES = ("vae_gmm", "tests", "experiments", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE",
+           "CHANGELOG.md")
 
 
 def python(*words, cwd, **changes):
@@ -53,8 +54,10 @@ def installed(tmp_path_factory):
         path.chmod(0o755)
 
 
-def test_the_sdist_has_what_the_wheel_needs_and_no_more(installed):
+def test_the_sdist_has_what_the_wheel_needs_and_the_measurements(installed):
     site, names = installed
+    programs = {f"experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py")}
+    assert programs | {"experiments/first_edition.json"} <= set(names)
     assert {"settings.ini", "README.md", "LICENSE", "CHANGELOG.md", "setup.py"} <= set(names)
     assert not [name for name in names if name.startswith("tests") or "/._" in name]
 
@@ -63,6 +66,7 @@ def test_the_wheel_has_every_module(installed):
     site, _ = installed
     modules = {p.relative_to(ROOT) for p in (ROOT / "vae_gmm").rglob("*.py") if not p.name.startswith("._")}
     assert {p.relative_to(site) for p in (site / "vae_gmm").rglob("*") if p.is_file()} == modules
+    assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {"vae_gmm"}
 
 
 def test_what_is_installed_can_be_used(installed, tmp_path):
