@@ -121,18 +121,19 @@ def npz_headers(path):
 def replacing(path):
     "A temporary path beside `path`; renamed to `path` if the block succeeds, removed if it fails."
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: cannot be written, it is a folder or a device; expected a file name")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield part
-        os.replace(part, path)
-    except OSError as err:
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: cannot be written, it is a folder or a device; expected a file name")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as err:  # also that a name is too long for the disk, for the file's or for the part's
         raise InputError(f"{path}: cannot be written ({err.strerror or err})") from err
-    finally:
-        part.unlink(missing_ok=True)
 
 # %% ../nbs/rooms/files.ipynb #1fb24c1b
 def write_npz(path, **arrays):
