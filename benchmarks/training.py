@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from vae_gmm.config import TrainConfig
 from vae_gmm.data import as_images
-from vae_gmm.training import TrainConfig, fit_vae, make_optimizer, train_epoch
+from vae_gmm.training import fit_vae, make_optimizer, train_epoch
 from vae_gmm.vae import VAE, encode, evaluate
 
 BATCH, NOISE = 64, 0.1
@@ -166,7 +167,7 @@ def epoch_row(pairs, n, failed):
 def encode_row(pairs, n, failed):
     from vae_gmm.classifier import VAEGMM
     x, clf = as_images(digits(n)), VAEGMM()
-    clf.vae_ = VAE().eval()
+    clf.vae_ = VAE(clf.latent_dim).eval()
     clf.fit_gmm(x[:300], x[:300], np.arange(300) % 3)
     batches = x.split(512)
     @torch.inference_mode()
