@@ -166,8 +166,6 @@ def load_checkpoint(
         raise InputError(f"{path}: damaged checkpoint ({err}); move it away to start anew") from err
 
 # %% ../nbs/rooms/checkpoint.ipynb #b7c10a02
-LIBRARIES = "torch", "numpy", "scipy", "scikit-learn"
-
 def described(thing):
     "A text that is the same in each process for what decides about a training, and another for anything else."
     if isinstance(thing, torch.Tensor):
@@ -180,30 +178,37 @@ def described(thing):
         return "{" + ", ".join(f"{described(k)}: {described(v)}" for k, v in thing.items()) + "}"
     if isinstance(thing, (list, tuple)):
         return f"{type(thing).__name__}({', '.join(map(described, thing))})"
-    if hasattr(thing, "__dict__") and not hasattr(thing, "__get__") and not isinstance(thing, type):  # an object
-        return f"{type(thing).__qualname__} {described(vars(thing))}"
+    if hasattr(thing, "__dict__") and not hasattr(thing, "__get__") and not isinstance(thing, type):
+        return f"object {type(thing).__name__} {described(vars(thing))}"
     if re.search(r" at 0x[0-9a-fA-F]+", text := repr(thing)):
         raise InputError(f"what: {text} is named by its address; expected numbers, texts, arrays, or objects of these")
     return text
 
+# %% ../nbs/rooms/checkpoint.ipynb #b7c10a0b
+LIBRARIES = "torch", "numpy", "scipy", "scikit-learn"
+
 def sources(folder):
-    "{module: its source} for all that a training depends on: `training`, what it imports of the package, and so on."
-    found, ahead = {}, ["training"]
+    "{module: (checksum, modules that it imports of the package, its classes)} for the modules in a folder."
+    texts = {path.stem: path.read_bytes().replace(b"\r\n", b"\n") for path in Path(folder).glob("*.py")}
+    return {name: (hashlib.sha256(text).hexdigest(), re.findall(r"^ *from \.(\w+) import", text.decode(), re.M),
+                   re.findall(r"^class (\w+)", text.decode(), re.M)) for name, text in sorted(texts.items())}
+
+SOURCES = sources(Path(inspect.getfile(InputError)).parent)  # as they were loaded, and not as they are edited meanwhile
+
+def code_of(description, modules=SOURCES):
+    "The modules that a training of what is described depends on, in alphabetical order."
+    classes, found, ahead = set(re.findall(r"\bobject (\w+) ", description)), set(), ["training"]
     while ahead:
-        path = Path(folder, f"{ahead.pop()}.py")
-        if path.stem not in found and path.is_file():
-            found[path.stem] = path.read_bytes().replace(b"\r\n", b"\n")
-            ahead += re.findall(r"^ *from \.(\w+) import", found[path.stem].decode(), re.M)
-    return found
+        if (name := ahead.pop()) in modules and name not in found:
+            found.add(name)
+            ahead += modules[name][1]
+    return sorted(found | {name for name, (_, _, own) in modules.items() if classes & set(own)})
 
-def code_fingerprint():
-    "A short text that changes with the code of a training."
-    digest = hashlib.sha256(" ".join(map(version, LIBRARIES)).encode())
-    for module, source in sorted(sources(Path(inspect.getfile(InputError)).parent).items()):
-        digest.update(module.encode() + source)
-    return digest.hexdigest()[:16]
-
-CODE = code_fingerprint()  # of the code that this process has loaded, and not of what is edited meanwhile
+def code_fingerprint(description="", modules=SOURCES):
+    "A short text that changes with the code that a training of what is described depends on."
+    versions = [f"{name} {version(name)}" for name in LIBRARIES]
+    code = [f"{name} {modules[name][0]}" for name in code_of(description, modules)]
+    return hashlib.sha256("; ".join(versions + code).encode()).hexdigest()[:16]
 
 # %% ../nbs/rooms/checkpoint.ipynb #b7c10a04
 def kept_folder():
@@ -222,13 +227,14 @@ def kept(
     folder=None,  # where networks are kept, if not in `VAE_GMM_KEPT` or the project's build/kept
 ):
     "The path of the checkpoint for a training, to be used with `resume=True` in the block; one process at a time."
-    name = hashlib.sha256(described(what).encode()).hexdigest()[:16]
+    text = described(what)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = Path(folder or kept_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise InputError(f"{folder}: cannot be made ({err.strerror}); expected a folder for trained networks") from err
-    path = folder / f"{name}-{CODE}.safetensors"
+    path = folder / f"{name}-{code_fingerprint(text)}.safetensors"
     with FileLock(folder / f"{name}.lock"):
         for old in folder.glob(f"{name}-*.safetensors"):
             if old != path: old.unlink(missing_ok=True)
