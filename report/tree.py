@@ -16,6 +16,8 @@ READER = "markdown-implicit_header_references"
 pf.elements.RAW_FORMATS |= {"typst"}  # which panflute 2.3 does not know
 NUMBER = re.compile(r"[-+−±~<>≈]?[\d.,]+ ?(%|[±–-] ?[\d.,]+ ?%?)?|[-–—]?|nan")  # in a table
 
+MAX_ROWS = 30  # longer tables may be torn between pages
+
 
 class BuildError(click.ClickException):
     """Something in the notebooks cannot be printed; `at` says where it is."""
@@ -90,6 +92,9 @@ class Filter:
         elif isinstance(element, pf.Table):
             align_numbers(element)
             self.number(element)
+            if not self.html and sum(len(body.content) for body in element.content) > MAX_ROWS:
+                return [typst("#[#show figure: set block(breakable: true)", pf.RawBlock), element,
+                        typst("]", pf.RawBlock)]
         elif isinstance(element, (pf.RawBlock, pf.RawInline)) and element.format == "html":
             return self.raw_html(element)
         elif isinstance(element, pf.Header) and element.level == 1:

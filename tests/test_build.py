@@ -316,6 +316,16 @@ def test_the_report_has_its_parts_and_the_same_bytes_again(project):
     assert_margins_blank(pages(project / "source"))
 
 
+def test_a_long_table_goes_on_on_the_next_page(project):
+    path = project / "nbs" / "01_sound.ipynb"
+    nb = cells.read(path)
+    nb.cells.append(new_markdown_cell("| a |\n|---|\n" + "| long |\n" * 80, id="long"))
+    nbformat.write(nb, path)
+    build.build_pdf(project / "a.pdf", project, keep=project / "source")
+    assert (project / "source" / "report.typ").read_text(encoding="utf-8").count("show figure: set block(breakable: true)") == 1
+    assert len(pages(project / "source")) > 2
+
+
 def test_the_report_is_one_html_file_too(project):
     build.build_html(project / "a.html", project)
     build.build_html(project / "b.html", project)
