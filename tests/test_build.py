@@ -322,7 +322,8 @@ def test_a_long_table_goes_on_on_the_next_page(project):
     nb.cells.append(new_markdown_cell("| a |\n|---|\n" + "| long |\n" * 80, id="long"))
     nbformat.write(nb, path)
     build.build_pdf(project / "a.pdf", project, keep=project / "source")
-    assert (project / "source" / "report.typ").read_text(encoding="utf-8").count("show figure: set block(breakable: true)") == 1
+    text = (project / "source" / "report.typ").read_text(encoding="utf-8")
+    assert text.count("#show figure: set block(breakable: true)") == 1
     assert len(pages(project / "source")) > 2
 
 
