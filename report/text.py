@@ -108,8 +108,9 @@ class Notebook:
         tables = list(filter(None, map(table, cell.outputs)))
         pngs = [out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {})]
         if "tbl-cap" in d:
-            if not tables:
+            if not tables and not self.meta["draft"]:
                 raise BuildError(at, f"no table: the cell with label {d.get('label')} has no stored table")
+            tables = tables or ["|   |\n|---|\n|   |"]
             tables.insert(1, f": {link_mentions(d['tbl-cap'])} {{#{d.get('label', '')}}}")
         return [*tables, self.figure(cell, pngs, at)] if pngs or "fig-cap" in d else tables
 
