@@ -35,8 +35,8 @@ publish: export ## run the notebooks in place: write figures/, what the notebook
 export: $(INSTALLED) ## write vae_gmm/ from the notebooks
 	IN_TEST= XDG_CONFIG_HOME=.venv $(BIN)/python $(BIN)/nbdev_export
 
-experiments: export ## the long measurements behind 06_results, about an hour (VAE_GMM_DATA leads to MNIST)
-	$(BIN)/python -m report.experiments
+experiments: export ## list the long measurements that the chapters read, with their times
+	$(BIN)/python -m experiments
 
 readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
 	$(BIN)/python -m report.readme

@@ -5,9 +5,10 @@ rest as in nbs/, and changes nothing that git tracks. A notebook that has run th
 changed: its code cells, the package's modules, the tools that run it, the versions of all that is installed, the data
 that it reads, and what came out of the notebooks that it waits for. The keys are kept in build/runs.json.
 
-The order follows from the notebooks themselves. SHARED names what one of them makes and others take; the first in
-reading order whose code has such a word makes it, and the others wait for that one. The index waits for all chapters.
-Everything else can run side by side.
+The order follows from the notebooks themselves. SHARED names what some of them make and others take; the first in
+reading order whose code has such a word make it, and the others wait for these. For networks that are trained once it
+is the first two, since they may begin with different ones (if not, a lock lets one of them wait); later ones would only
+wait there. The index waits for all chapters. Everything else can run side by side.
 """
 import hashlib
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from report import cells
 
-SHARED = "results.json", "kept("  # the numbers of the run of the report; a network that is trained once
+SHARED = {"results.json": 1, "kept(": 2}  # the numbers of the run of the report; networks that are trained once
 COPIED = "settings.ini", "Makefile", "figures/*.json", "figures/thumbnails/*", "experiments/*.json", "report/*"
 MADE = {"results.json"}  # by a notebook, and so not copied
 TOOLS = "run.py", "plan.py", "cells.py", "matplotlibrc"
@@ -33,16 +34,16 @@ def code(path):
 
 @lru_cache
 def makers(root=cells.ROOT):
-    """{word of SHARED: the first notebook in reading order that has it in its code}, {notebook: its code}."""
+    """{word of SHARED: the first notebooks in reading order that have it in their code}, {notebook: its code}."""
     texts = {path: "\n".join(code(path)) for path in cells.notebooks(root)}
-    return {word: next((path for path, text in texts.items() if word in text), None) for word in SHARED}, texts
+    return {word: [path for path, text in texts.items() if word in text][:n] for word, n in SHARED.items()}, texts
 
 
 @lru_cache
 def waits(root=cells.ROOT):
     """{notebook: those that it waits for}, in reading order."""
     makes, texts = makers(root)
-    found = {path: [makes[word] for word in SHARED if word in text and makes[word] != path]
+    found = {path: [other for word in SHARED if word in text and path not in makes[word] for other in makes[word]]
              for path, text in texts.items()}
     index = Path(root, "nbs", "index.ipynb")
     if index in found:
@@ -97,7 +98,7 @@ def key(path, root=cells.ROOT):
     build, (makes, texts) = Path(root, "build"), makers(root)
     digest = hashlib.sha256(json.dumps([everywhere(root), code(path)]).encode())
     read = [p for p in copied(root) if p.suffix == ".json" or p.name in texts[path]]
-    read += [build / "figures" / name for name in MADE if name in texts[path] and makes[name] != path]
+    read += [build / "figures" / name for name in MADE if name in texts[path] and path not in makes[name]]
     for file in read:
         digest.update(file.name.encode() + (file.read_bytes() if file.exists() else b""))
     for other in (build / p.relative_to(root) for p in waits(root)[path]):

@@ -142,18 +142,20 @@ async def execute_in_build(path, flags, root, threads):
     return "run"
 
 
-async def side_by_side(waits, job, cores):
+async def side_by_side(waits, job, cores, trains=()):
     """Call `job(path, threads)` for each notebook of `waits`, {path: those it waits for}, as many at once as may be.
 
-    One for which others wait has half the cores, any other has one. The first failure ends the run."""
-    threads, needed = max(1, cores // 2), {other for others in waits.values() for other in others}
-    done, slots = {path: asyncio.Event() for path in waits}, asyncio.Semaphore(cores - threads + 1)
+    Those in `trains` begin and have half the cores each, any other has one; there is room for one more of them, which
+    may be waiting until another has trained its network. The first failure ends the run."""
+    threads, trains = max(1, cores // 2), set(trains) & set(waits)
+    done = {path: asyncio.Event() for path in waits}
+    slots = asyncio.Semaphore(cores - threads + 1 + (len(trains) > 1))
 
     async def one(path):
         for other in waits[path]:
             await done[other].wait()
         async with slots:
-            await job(path, threads if path in needed else 1)
+            await job(path, threads if path in trains else 1)
         done[path].set()
 
     def no_handler(*signal):
@@ -161,7 +163,7 @@ async def side_by_side(waits, job, cores):
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler = loop.remove_signal_handler = no_handler
-    tasks = [asyncio.ensure_future(one(path)) for path in sorted(waits, key=lambda path: path not in needed)]
+    tasks = [asyncio.ensure_future(one(path)) for path in sorted(waits, key=lambda path: path not in trains)]
     try:
         await asyncio.gather(*tasks)
     except Exception:  # a task has failed; if this one is cancelled, so are they
@@ -205,7 +207,8 @@ def main(paths, build, skip, root):
         os.environ.update(env)
         if build:
             plan.prepare(root)
-        asyncio.run(side_by_side(waits, job, available_cores()))
+        trains = plan.makers(root)[0]["kept("]
+        asyncio.run(side_by_side(waits, job, available_cores(), trains))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Stages: what is derived agrees with its source (report/check.py); every notebook
 prints what it has stored (nbval); tests/. Each stage is cut into parts, and as many parts run at once as there are
 cores, each on one thread: two processes of one thread do more than one of two. Notebooks and files of tests are put
 together so that the parts take about as long as one another, by the seconds of the last run (build/tests.json) or,
-the first time, by size. A notebook that trains what others take begins, so that they wait as little as possible.
+the first time, by size. Notebooks that train what others take begin, so that these wait as little as possible.
 
 All stages run, whatever the others found. The last line is `N passed, N failed` (and `, N skipped`), and the exit
 status is not zero if anything failed.
@@ -107,13 +107,12 @@ def parts(cores, times):
     """What is to be run, in order: (stage, files)."""
     notebooks = [path.relative_to(ROOT).as_posix() for path in cells.notebooks(ROOT)]
     files = sorted(path.relative_to(ROOT).as_posix() for path in Path(ROOT, "tests").glob("test_*.py"))
-    trains = str(plan.makers(ROOT)[0]["kept("] or "")
-    alone = sorted(notebooks, key=lambda path: -times.get("nbdev_test", {}).get(path, 0))
-    alone.sort(key=lambda path: not trains.endswith(path))  # first the one that trains
-    return [*((nbdev_test, [path]) for path in alone[:1]),
+    trains = [path.relative_to(ROOT).as_posix() for path in plan.makers(ROOT)[0]["kept("]]
+    others = sorted(set(notebooks) - set(trains), key=lambda path: -times.get("nbdev_test", {}).get(path, 0))
+    return [*((nbdev_test, [path]) for path in trains),
             *((tests, each) for each in shared_out(files, times.get("tests", {}), cores)),
             *((nbval, each) for each in shared_out(notebooks, times.get("nbval", {}), cores)),
-            *((nbdev_test, [path]) for path in alone[1:]), (sync, [])]
+            *((nbdev_test, [path]) for path in others), (sync, [])]
 
 
 def files_of(names, files):

@@ -45,12 +45,13 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-NAMES = "01_data.ipynb", "04_training.ipynb", "06_results.ipynb", "rooms/files.ipynb", "index.ipynb"
+NAMES = ("01_data.ipynb", "04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb", "rooms/files.ipynb",
+         "index.ipynb")
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """Three chapters, a room and an index, in a git repository; what git says of it before a run in build/ and after;
+    """Four chapters, a room and an index, in a git repository; what git says of it before a run in build/ and after;
     how the run went."""
     root = tmp_path_factory.mktemp("original") / "a project"
     (root / "report").mkdir(parents=True)
@@ -63,6 +64,7 @@ def original(tmp_path_factory):
     (root / "figures" / "results.json").write_text('{"test": {"accuracy": 0.5}}')
     write(root / "nbs" / "01_data.ipynb", "1 + 1")
     write(root / "nbs" / "04_training.ipynb", TRAINS)
+    write(root / "nbs" / "05_classifier.ipynb", TRAINS)
     write(root / "nbs" / "06_results.ipynb", "def kept(): pass\nkept()", RESULTS)
     write(root / "nbs" / "rooms" / "files.ipynb", "print('a room')")
     write(root / "nbs" / "index.ipynb", READS)
@@ -163,8 +165,9 @@ def test_a_notebook_by_name_brings_what_it_waits_for(project):
     (project / "build" / "nbs").mkdir(parents=True)
     (project / "build" / "nbs" / "07_gone.ipynb").write_text("{}")
     ran, _ = report_run(project, "--build", project / "nbs" / "06_results.ipynb")
-    assert ran == {"04_training.ipynb": "run", "06_results.ipynb": "run"}
-    assert sorted(p.name for p in (project / "build" / "nbs").iterdir()) == ["04_training.ipynb", "06_results.ipynb"]
+    names = ["04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb"]
+    assert ran == dict.fromkeys(names, "run")
+    assert sorted(p.name for p in (project / "build" / "nbs").iterdir()) == names
 
 
 def test_cells_left_out_are_not_taken_for_done(project):
@@ -188,36 +191,38 @@ def test_the_order_follows_from_what_notebooks_share(project):
     names = {cells.name_of(path, project): [cells.name_of(other, project) for other in others]
              for path, others in plan.waits(project).items()}
     assert names == {
-        "01_data.ipynb": [], "04_training.ipynb": [], "06_results.ipynb": ["04_training.ipynb"],
-        "rooms/files.ipynb": [],
-        "index.ipynb": ["01_data.ipynb", "04_training.ipynb", "06_results.ipynb"]}
+        "01_data.ipynb": [], "04_training.ipynb": [], "05_classifier.ipynb": [],
+        "06_results.ipynb": ["04_training.ipynb", "05_classifier.ipynb"], "rooms/files.ipynb": [],
+        "index.ipynb": ["01_data.ipynb", "04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb"]}
 
 
 def test_this_reports_results_are_written_before_they_are_read():
     waits = {cells.name_of(path): {cells.name_of(other) for other in others} for path, others in plan.waits().items()}
-    assert cells.name_of(plan.makers()[0]["results.json"]) == "06_results.ipynb"
+    assert [cells.name_of(path) for path in plan.makers()[0]["results.json"]] == ["06_results.ipynb"]
     assert {f"{n:02}" for n in range(1, 7)} <= {name[:2] for name in waits["index.ipynb"]}
     order = list(waits)
     assert all(order.index(other) < order.index(name) for name, others in waits.items() for other in others)
 
 
+@pytest.mark.parametrize("trains", [[], ["train"], ["train", "too"]], ids=len)
 @pytest.mark.parametrize("cores, most, half", [(1, 1, 1), (2, 2, 1), (4, 3, 2), (8, 5, 4)])
-def test_as_many_run_at_once_as_there_are_cores(cores, most, half):
-    waits = {"train": [], **{name: [] for name in "abcdef"}, "results": ["train"], "index": ["results", "a"]}
-    running, at_once, threads, ended = set(), [], {}, []
+def test_as_many_run_at_once_as_there_are_cores(cores, most, half, trains):
+    waits = {**{name: [] for name in "abcdef"}, "train": [], "too": [], "results": ["train"], "index": ["results", "a"]}
+    running, at_once, threads, begun = set(), [], {}, []
 
     async def job(name, n):
-        assert set(waits[name]) <= set(ended)
+        assert not set(waits[name]) - (set(begun) - running)
         running.add(name)
+        begun.append(name)
         at_once.append(len(running))
         threads[name] = n
         await asyncio.sleep(0.01)
         running.remove(name)
-        ended.append(name)
 
-    asyncio.run(run.side_by_side(waits, job, cores))
-    assert set(ended) == set(waits) and max(at_once) == most
-    assert threads == {name: half if name in ("train", "results", "a") else 1 for name in waits}
+    asyncio.run(run.side_by_side(waits, job, cores, trains))
+    assert sorted(begun) == sorted(waits) and begun[:len(trains)] == trains
+    assert max(at_once) == most + (len(trains) > 1)
+    assert threads == {name: half if name in trains else 1 for name in waits}
 
 
 def test_the_first_failure_ends_the_others():
@@ -341,8 +346,8 @@ def test_every_notebook_and_every_file_of_tests_is_in_one_part_of_each_stage(sui
     assert found == {suite.sync: [], suite.nbdev_test: notebooks, suite.nbval: notebooks, suite.tests: files}
     assert stages[suite.sync] == [[]] and all(len(each) == 1 for each in stages[suite.nbdev_test])
     assert len(stages[suite.nbval]) == len(stages[suite.tests]) == cores
-    trains = plan.makers()[0]["kept("]
-    assert parts[0] == (suite.nbdev_test, [trains.relative_to(ROOT).as_posix()])
+    trains = [path.relative_to(ROOT).as_posix() for path in plan.makers()[0]["kept("]]
+    assert parts[:len(trains)] == [(suite.nbdev_test, [path]) for path in trains]
 
 
 def test_parts_take_about_as_long_as_one_another(suite):
