@@ -57,9 +57,12 @@ def other_pens():
     large = np.stack([np.pad(zoom(image.reshape(8, 8), 2.5, order=1), 4) for image in images]).clip(0, 16) / 16
     test, names = test_images()
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[None]
-    return {"8 x 8 digits of scikit-learn": (large, labels),
-            "test images, thicker strokes": (grey_dilation(test, footprint=cross), names),
-            "test images, thinner strokes": (grey_erosion(test, footprint=np.ones((1, 2, 2), bool)), names)}
+    thick, thin = grey_dilation(test, footprint=cross), grey_erosion(test, footprint=np.ones((1, 2, 2), bool))
+    half = {f"test images, strokes half a pixel {word}": ((test / 510 + other / 510), names)
+            for word, other in (("thicker", thick), ("thinner", thin))}
+    return {"8 x 8 digits of scikit-learn": (large, labels), **half,
+            "test images, strokes a pixel thicker": (thick, names),
+            "test images, strokes a pixel thinner": (thin, names)}
 
 
 def provenance(**more):
