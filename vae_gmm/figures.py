@@ -40,6 +40,7 @@ _STYLE = ["default", {  # matplotlib's own settings, but for
 
 def use_style() -> None:
     """Make the style of the report the style of every matplotlib figure drawn from now on."""
+    plt.close(plt.figure())  # chooses a backend, before a style is entered that, when left, takes back what that sets
     plt.style.use(_STYLE)
 
 _styled = plt.style.context(_STYLE)  # a decorator: draw in this style, and leave the session's settings alone
@@ -293,8 +294,7 @@ def misclassified(images, true, predicted,  # n images, right and wrong, with th
     pictures, z = _pictures(images), _plane(z)
     true, predicted = _match(len(pictures), true, "true"), _match(len(pictures), predicted, "predicted")
     if len(z) != len(true): raise ValueError(f"z must hold one point for each of the {len(true)} images, got {len(z)}")
-    wrong = np.flatnonzero(true != predicted)
-    drawn = wrong[:25]
+    drawn = (wrong := np.flatnonzero(true != predicted))[:25]
     fig, (left, ax) = plt.subplots(1, 2, figsize=(WIDTH, max(3.2, 0.9 + 0.66 * -(-len(drawn) // 5))))
     if len(drawn):
         arrows = [f"{true[i]} \N{RIGHTWARDS ARROW} {predicted[i]}" for i in drawn]
