@@ -41,6 +41,7 @@ def show(browser):
     def page(path, width=DESK, scheme="light"):
         page = browser.new_page(viewport={"width": width, "height": 900}, is_mobile=width < 600, color_scheme=scheme)
         pages.append(page)
+        page.set_default_timeout(120_000)  # ms: other tests may keep the machine busy
         page.heard = []
         page.on("console", lambda m: page.heard.append(m.text) if m.type in ("error", "warning", "assert") else None)
         page.on("pageerror", lambda error: page.heard.append(str(error)))
