@@ -199,7 +199,7 @@ case("huge labels", TRAIN, "val.npz: 'labels'", "18446744073709551615")(
     npz("val.npz", labels=np.full(9, 2**64 - 1, np.uint64)))
 case("booby-trapped labels", TRAIN, "val.npz: array 'labels' holds Python objects")(
     npz("val.npz", labels=np.array([Trap()] * 9)))
-case("one label only", TRAIN, "val.npz: 'labels' holds 4 only", "two or more different labels")(
+case("one label only", TRAIN, "val.npz: 'labels' holds 4 only", "expected two or more")(
     npz("val.npz", labels=lambda y: y * 0 + 4))
 case("one labelled image only", TRAIN, "val.npz: 'labels' holds", "two or more")(
     npz("val.npz", data=lambda x: x[:1], labels=lambda y: y[:1]))
@@ -331,7 +331,9 @@ bias = "fc_mu.bias"
 case("a foreign safetensors file", RECON, "vae.pth: not a model of this package", "expected a header")(
     tensors(header=lambda h: None))
 case("a header of another size", RECON, "vae.pth: its tensors are not this network's", "with 3 latent dimensions")(
-    tensors(header=lambda h: {"vae_gmm": h["vae_gmm"].replace('"latent_dim": 2', '"latent_dim": 3')}))
+    tensors(header=lambda h: {"vae_gmm": h["vae_gmm"].replace('"latent_dim": 8', '"latent_dim": 3')}))
+case("a header with half a truth", RECON, "vae.pth: not a model of this package")(
+    tensors(header=lambda h: {"vae_gmm": h["vae_gmm"].replace('"straightened": true', '"straightened": "yes"')}))
 case("a header with nonsense", RECON, "vae.pth: not a model of this package", "dropout=7")(
     tensors(header=lambda h: {"vae_gmm": h["vae_gmm"].replace('"dropout": 0.2', '"dropout": 7')}))
 case("a header without end", RECON, "vae.pth: not a complete safetensors file")(
@@ -342,12 +344,12 @@ case("infinite weights", RECON, "vae.pth: holds weights that are not finite")(
     tensors(**{bias: lambda v: v + np.float32(np.inf)}))
 case("another run's model", TEST, "gmm.pkl: belongs to another model than vae.pth", "of the same training run")(
     tensors(**{bias: lambda v: v + 1}))
-case("a mixture of another size", TEST, "gmm.pkl: a mixture in 3 dimensions; the model vae.pth has 2")(
+case("a mixture of another size", TEST, "gmm.pkl: a mixture in 3 dimensions; the model vae.pth has 8")(
     npz("gmm.pkl", means=lambda m: np.zeros((len(m), 3)), covariances=lambda c: np.stack([np.eye(3)] * len(c))))
 case("a mixture that is not finite", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", means=lambda m: m * np.nan))
 case("a mixture without shape", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", covariances=lambda c: -c))
 case("a mixture beyond all numbers", TEST, "gmm.pkl: damaged mixture")(
-    npz("gmm.pkl", covariances=lambda c: c * 0 + 1e-310 * np.eye(2)))
+    npz("gmm.pkl", covariances=lambda c: c * 0 + 1e-310 * np.eye(8)))
 case("a mixture without weights", TEST, "gmm.pkl: damaged mixture", "'weights'")(npz("gmm.pkl", weights=None))
 case("a mixture whose weights are no shares", TEST, "gmm.pkl: damaged mixture")(npz("gmm.pkl", weights=lambda w: w + 1))
 case("two labels of one name", TEST, "gmm.pkl: damaged mixture", "different labels in 'classes'")(
@@ -377,6 +379,9 @@ plain("output folder missing for data", "data --out-dir nowhere",
 plain("a folder in the model's place", "train train.npz val.npz --model .", ".: cannot be written, it is a folder")
 plain("a name that is too long to write", "train train.npz val.npz --epochs 1 --model " + "m" * 250,
       "mmm: cannot be written (File name too long)")
+plain("a checkpoint's name that is too long", TRAIN + " --checkpoint " + "c" * 300,
+      "ccc: cannot be written (File name too long)")
+plain("a folder's name that is too long", TEST + " --out-dir " + "d" * 300, "ddd/vae.csv: cannot be written (File name")
 plain("one name for two outputs", "train train.npz val.npz --model new --gmm ./new", "new: would be written twice")
 plain("an input as output", "train train.npz val.npz --model new.pth --gmm val.npz",
       "val.npz: is an input and would be overwritten")
@@ -412,8 +417,14 @@ case("info on settings that are none", "info config.json", "config.json: damaged
 case("info on predictions that are none", "info a.csv", "a.csv: damaged predictions",
      "expected the line Predicted_Label")(content("a.csv", b"Predicted_Label\n1\nfour\n"))
 case("info on arrays of something else", "info a.npz", "a.npz: an npz file with neither 'data' nor 'format' in it",
-     "expected images")(
+     "but 'weights'; expected images")(
     lambda folder: np.savez(folder / "a.npz", weights=np.zeros(3)))
+case("info on a file of MNIST, still packed", "info t10k-images-idx3-ubyte.gz", "packed with gzip", "out of gunzip",
+     "MNIST/raw")(content("t10k-images-idx3-ubyte.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03"))
+case("info on a file of MNIST", "info t10k-images-idx3-ubyte", "bytes in the format of MNIST", "MNIST/raw")(
+    content("t10k-images-idx3-ubyte", b"\0\0\x08\x03\0\0\x27\x10"))
+case("info on images in the last axis", "info train.npz", "has shape (28, 28, 60)", "np.moveaxis(data, -1, 0)")(
+    npz("train.npz", data=lambda x: np.moveaxis(x, 0, -1)))
 case("info on images of another size", "info train.npz", "train.npz: 'data' has shape (60, 32, 32)",
      "expected images (n, 28, 28)")(
     npz("train.npz", data=np.zeros((60, 32, 32), np.uint8)))
@@ -508,6 +519,20 @@ def test_wrong_input(name, results):
 
 def test_the_table_is_long_enough():
     assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("length", [250, 300])  # too long for the name with what a temporary file adds; for any
+def test_names_that_are_too_long(length, tmp_path):
+    """From Python, too, a name is refused in one sentence, before any work."""
+    from vae_gmm.files import InputError, write_npz
+    from vae_gmm.training import fit_vae
+    from vae_gmm.vae import VAE
+    path = tmp_path / ("n" * length)
+    for write in (lambda: fit_vae(VAE(2), np.zeros((5, 28, 28), np.uint8), checkpoint=path),
+                  lambda: write_npz(path, data=np.zeros(1))):
+        with pytest.raises(InputError, match=r"nnn: cannot be written \(File name too long\)$"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def on_small_disk(folder, size, line):

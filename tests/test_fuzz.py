@@ -25,13 +25,12 @@ import pytest
 from click.testing import CliRunner
 
 from vae_gmm.checkpoint import CHECKPOINT_FORMAT
-from vae_gmm.classifier import read_settings
+from vae_gmm.config import TrainConfig
 from vae_gmm.data import load_npz
 from vae_gmm.files import InputError, read_npz
+from vae_gmm.gmm import Mixture
 from vae_gmm.info import describe
-from vae_gmm.mixture.estimator import GaussianMixture
-from vae_gmm.model_files import load_gmm, load_vae, save_gmm, save_vae
-from vae_gmm.training import TrainConfig
+from vae_gmm.model_files import load_gmm, load_vae, read_settings, save_gmm, save_vae
 from vae_gmm.vae import VAE
 
 # of damaged files in each run of a test
@@ -164,7 +163,7 @@ def images():
 
 @pytest.fixture
 def mixture(tmp_path):
-    gmm = GaussianMixture.from_parameters(np.full(3, 1 / 3), np.arange(6.0).reshape(3, 2), np.stack([np.eye(2)] * 3))
+    gmm = Mixture(np.full(3, 1 / 3), np.arange(6.0).reshape(3, 2), np.stack([np.eye(2)] * 3))
     save_gmm(gmm, np.array([1, 4, 8]), np.eye(3), tmp_path / "gmm", "0123456789abcdef")
     return (tmp_path / "gmm").read_bytes()
 
@@ -185,7 +184,8 @@ def test_mixture(mixture, tmp_path, change):
 
 def test_network(tmp_path):
     """A header as `save_vae` writes it, with the right names and too small tensors: the way to the shapes is open."""
-    header = {"__metadata__": {"vae_gmm": json.dumps(dict(format="vae_gmm model 1", latent_dim=2, dropout=0.2))}}
+    meta = dict(format="vae_gmm model 1", latent_dim=2, dropout=0.2, straightened=True)
+    header = {"__metadata__": {"vae_gmm": json.dumps(meta)}}
     for i, name in enumerate(VAE().state_dict()):
         header[name] = {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
     good = safetensors_bytes(header, bytes(4 * (len(header) - 1)))
@@ -205,7 +205,8 @@ def test_checkpoint(tmp_path):
 
 def test_settings(tmp_path):
     from dataclasses import asdict
-    good = json.dumps(dict(config=asdict(TrainConfig()), per_class=4, n_init=20, random_state=0), indent=2).encode()
+    settings = dict(config=asdict(TrainConfig.fast()), n_components=3, straighten=True, random_state=0)
+    good = json.dumps(settings, indent=2).encode()
     loaded, sentences = fuzz([describe, read_settings], good, COUNTS["settings"], damaged, tmp_path / "config.json", 7)
     assert loaded and len(sentences) > 1
 
@@ -304,6 +305,7 @@ GOOD_LINES = [line.split() for line in (
     "test_classifier test.npz --model vae.pth --gmm gmm.pkl", "test.npz test_classifier vae.pth gmm.pkl",
     "test_classifier test.npz --model vae.pth --gmm gmm.pkl --keep-labels 1,8 --out-dir out --device cpu",
     "test_reconstruction recon.npz --model vae.pth", "recon.npz test_reconstruction vae.pth --out-dir out",
+    "train train.npz val.npz --latent-dim 1 --no-straighten --epochs 1 --max-minutes 1",
     "data --digits 1,4 --labels-per-digit 3 --seed 2 --out-dir out", "data --force --root .", "info vae.pth",
     "info gmm.pkl", "info train.npz", "info vae.csv", "--help", "train --help", "--version")]
 PLACES = ["train.npz", "val.npz", "test.npz", "recon.npz", "vae.pth", "gmm.pkl", "bad", ".", "out", "nowhere",
@@ -313,7 +315,8 @@ VALUES = ["0", "1", "-1", "2", "0.5", "1e-320", "1e308", "1e999", "nan", "-inf",
           "0x1", "1_0", "½", "1,4", "1,4,8", "4,4", "-1,9", ",", "9" * 5000, "cpu", "cuda:9", "auto", "course", "fast"]
 OPTIONS = ["--model", "--gmm", "--out-dir", "--epochs", "--batch-size", "--beta", "--dropout", "--max-minutes",
            "--seed", "--keep-labels", "--checkpoint", "--device", "--quiet", "-q", "--recipe", "--digits", "--root",
-           "--labels-per-digit", "--force", "--help", "-h", "--no", "train", "test_classifier", "info"]
+           "--labels-per-digit", "--force", "--latent-dim", "--no-straighten", "--help", "-h", "--no", "train",
+           "test_classifier", "info"]
 
 
 def changed(line, rng):
@@ -342,8 +345,8 @@ def commands(good, tmp_path, monkeypatch):
     train_network, (keep, folder) = cli.train_network, (tmp_path / "keep", tmp_path / "here")
 
     def briefly(clf, *args):
-        clf.n_init = 1
-        clf.config = replace(clf.config, epochs=1, batch_size=max(clf.config.batch_size, 16))
+        clf.config = replace(clf.config, epochs=1, prior_epochs=min(1, clf.config.prior_epochs),
+                             batch_size=max(clf.config.batch_size, 16))
         train_network(clf, *args)
 
     monkeypatch.setattr(cli, "train_network", briefly)
