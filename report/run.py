@@ -20,6 +20,7 @@ import click
 from execnb.nbio import dict2nb, nb2str
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
+from nbclient.util import run_sync
 from nbdev.clean import clean_nb
 import nbformat
 
@@ -44,6 +45,12 @@ class Client(NotebookClient):
         if cell.cell_type == "code" and cells.skipped(cell, self.flags):
             return cell
         return await super().async_execute_cell(cell, cell_index, **kwargs)
+
+    async def _async_cleanup_kernel(self):
+        if self.km is not None:  # a cancelled run asks for it a second time on leaving
+            await super()._async_cleanup_kernel()
+
+    _cleanup_kernel = run_sync(_async_cleanup_kernel)
 
 
 def vector_file(png, root=cells.ROOT):
@@ -166,8 +173,9 @@ async def side_by_side(waits, job, cores, trains=()):
     tasks = [asyncio.ensure_future(one(path)) for path in sorted(waits, key=lambda path: path not in trains)]
     try:
         await asyncio.gather(*tasks)
-    except Exception:  # a task has failed; if this one is cancelled, so are they
-        for task in tasks:
+    except BaseException as err:
+        loop.set_exception_handler(lambda *_: None)  # nbclient's own tasks wonder where their kernels are
+        for task in tasks if isinstance(err, Exception) else ():  # after Ctrl-C they are cancelled already
             task.cancel()
         raise
     finally:

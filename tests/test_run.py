@@ -304,7 +304,7 @@ def test_output_cells_that_nbval_compares_are_counted(project, source, tags, out
     path.write_text(run.cleaned(new_notebook(cells=[cell], metadata={"kernelspec": cells.KERNEL})), encoding="utf-8")
     assert check.compared(project)["01_data.ipynb"] == counts
     (_, problem), *others = check.check_compared(project)
-    assert (problem is None) == (counts[0] == counts[1]) and len(others) == 2  # rooms and the index are not counted
+    assert (problem is None) == (counts[0] == counts[1]) and len(others) == 3  # rooms and the index are not counted
     assert problem is None or f"nbval compares 0 of {counts[1]} output cells, less than 70%" in problem
 
 
@@ -313,7 +313,7 @@ def test_seven_of_ten_output_cells_are_enough(project):
     path = project / "nbs" / "01_data.ipynb"
     path.write_text(run.cleaned(new_notebook(cells=made, metadata={"kernelspec": cells.KERNEL})), encoding="utf-8")
     assert check.compared(project)["01_data.ipynb"] == (7, 10)
-    assert [problem for _, problem in check.check_compared(project)] == [None] * 3
+    assert [problem for _, problem in check.check_compared(project)] == [None] * 4
 
 
 def test_the_check_prints_shares_and_finds_long_lines(project):
