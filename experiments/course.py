@@ -13,7 +13,8 @@ def one(seed):
     X, X_lab, y_lab = runs.draw(seed)
     clf = VAEGMM.course(random_state=seed).fit_labelled(X, X_lab, y_lab)
     return dict(test=clf.score(*runs.test_images()), development=clf.score(*runs.development_images()),
-                labelled=clf.score(X_lab, y_lab), epochs=len(clf.history_.rows), best_epoch=clf.history_.best_epoch)
+                labelled=clf.score(X_lab, y_lab), epochs=len(clf.history_.rows), best_epoch=clf.history_.best_epoch,
+                seconds=round(sum(row["seconds"] for row in clf.history_.rows)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def one(seed, without):
     arguments, changes = WITHOUT[without]
     X, X_lab, y_lab = runs.draw(seed)
     clf = VAEGMM(config=TrainConfig.fast(**changes), random_state=seed, **arguments).fit_labelled(X, X_lab, y_lab)
-    return dict(test=clf.score(*runs.test_images()), development=clf.score(*runs.development_images()))
+    seconds = sum(row["seconds"] for row in clf.history_.rows)
+    return dict(test=clf.score(*runs.test_images()), development=clf.score(*runs.development_images()),
+                seconds=round(seconds))
 
 
 if __name__ == "__main__":
