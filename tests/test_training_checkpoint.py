@@ -16,8 +16,10 @@ from vae_gmm.vae import VAE
 CONFIG = TrainConfig(epochs=2, batch_size=16, augment=True, noise_std=0.1)
 SETTINGS = {"epochs", "batch_size", "lr", "schedule", "lr_factor", "lr_patience", "stop_patience", "beta",
             "beta_warmup", "train_share", "augment", "flip", "noise_std", "precision", "max_minutes", "seed", "dropout"}
-ROW = ["epoch", "train_loss", "train_reconstruction", "train_kl", "val_loss", "val_reconstruction", "val_kl", "lr",
-       "seconds"]
+ROW = ["epoch", "stage", "train_loss", "train_reconstruction", "train_kl", "val_loss", "val_reconstruction", "val_kl",
+       "lr", "seconds"]
+# since the first edition
+NEW = {"vary_pose", "prior_epochs", "prior_lr", "agreement", "shrinkage", "equal_weights", "n_components"}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,22 @@ def test_a_checkpoint_of_the_first_edition_loads(tmp_path):
     save_checkpoint(path, state, {"epochs": 7}, HEADER["train"])
     tensors, meta = tensors_and_header(path)
     assert set(meta) == set(HEADER) and tensors["best.weight"].tolist() == [[3, 4]]
+
+
+def test_a_run_of_the_first_edition_goes_on(x, whole, tmp_path):
+    "Its file knows no stages and none of the settings that came with them: it belongs to a run of one stage."
+    path = tmp_path / "run.safetensors"
+    fit(x, replace(CONFIG, epochs=1), checkpoint=path)
+    tensors, meta = tensors_and_header(path)
+    assert NEW | SETTINGS == set(meta["config"])
+    meta["config"] = {k: v for k, v in meta["config"].items() if k not in NEW} | dict(epochs=2)
+    meta["history"]["rows"] = [{k: v for k, v in row.items() if k != "stage"} for row in meta["history"]["rows"]]
+    save_file(tensors, path, {"vae_gmm": json.dumps(meta)})
+    for change in (dict(vary_pose=True), dict(prior_epochs=2)):
+        with pytest.raises(InputError, match="other settings"):
+            fit(x, replace(CONFIG, **change), checkpoint=path, resume=True)
+    model, history = fit(x, checkpoint=path, resume=True)
+    assert len(history.rows) == 2 and all(map(torch.equal, model.state_dict().values(), whole[0].state_dict().values()))
 
 
 def test_a_step_size_that_is_a_tensor_is_written_as_a_number(tmp_path):

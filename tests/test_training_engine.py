@@ -12,6 +12,7 @@ from commands import environment
 
 from vae_gmm.data import SubsetImagesFromNPZ, as_images
 from vae_gmm.files import InputError
+from vae_gmm.gmm import MixturePrior
 from vae_gmm.training import TrainConfig, fit_vae, make_optimizer
 from vae_gmm.vae import VAE
 
@@ -95,7 +96,7 @@ def test_other_precisions_train_float32_weights(x, plain, precision, tmp_path):
 def test_one_line_of_progress(x, capsys):
     fit(x, progress=True)
     line = [line for line in capsys.readouterr().err.split("\r") if "1/2" in line or "2/2" in line][-1]
-    assert re.search(r"[12]/2 \[\d+:\d+<\d+:\d+,.*best=\d, lr=1\.0e-03, train=[\d.]+, val=[\d.]+\]", line), line
+    assert re.search(r"[12]/2 \[\d+:\d+<\d+:\d+,.*train=[\d.]+, val=[\d.]+, lr=1\.0e-03\]", line), line
     fit(x)
     assert capsys.readouterr().err == ""  # no terminal, no bar
 
@@ -124,19 +125,19 @@ def test_an_epoch_reads_no_number_from_the_device(x, monkeypatch):
 # torchrun -------------------------------------------------------------------------------------------------------------
 
 def train_alike(out):
-    """What each process runs: two epochs without dropout and with z = mu, the only draws that are not shared."""
+    """What each process runs: both stages without dropout and with z = mu, the only draws that are not shared."""
     class Still(VAE):
         def reparameterize(self, mu, logvar, generator=None): return mu
     from vae_gmm.data import embedded_digits
     images = as_images(embedded_digits()[0][::100])
     torch.manual_seed(0)
-    model = Still(dropout=0)
-    history = fit_vae(model, images[:35], images[35:], TrainConfig(epochs=2, batch_size=16),
+    model, prior = Still(dropout=0), MixturePrior(3)
+    history = fit_vae(model, images[:35], images[35:], TrainConfig(epochs=2, prior_epochs=2, batch_size=16), prior,
                       checkpoint=Path(out, "run.safetensors"), resume=True,
                       callback=lambda history: print("epoch", os.environ.get("RANK", "0"), flush=True))
     rank = os.environ.get("RANK", "0")
-    torch.save([[row["val_loss"] for row in history.rows], history.stopped, history.best_epoch,
-                [p.detach() for p in model.parameters()]], Path(out, f"{rank}.pt"))
+    torch.save([[row.get("val_loss", row["train_loss"]) for row in history.rows], history.stopped, history.best_epoch,
+                [*(p.detach() for p in model.parameters()), *prior.mixture]], Path(out, f"{rank}.pt"))
 
 
 def torchrun(out, processes):
@@ -150,11 +151,11 @@ def test_two_processes_train_as_one(tmp_path):
     pytest.importorskip("lightning_fabric")
     one, two = tmp_path / "one", tmp_path / "two"
     torchrun(one, 1)
-    assert torchrun(two, 2).split() == ["epoch", "0"] * 2  # the first one speaks, and writes
+    assert torchrun(two, 2).split() == ["epoch", "0"] * 4  # the first one speaks, and writes
     alone, first, second = (torch.load(path, weights_only=True) for path in (one / "0.pt", two / "0.pt", two / "1.pt"))
     assert first[:3] == second[:3] and all(torch.equal(a, b) for a, b in zip(first[3], second[3]))
     assert {p.name for p in two.iterdir()} == {"run.safetensors", "0.pt", "1.pt"}
-    print("validation losses of one process", alone[0], "and of two", first[0])
+    print("losses of one process", alone[0], "and of two", first[0])
     assert first[0] == pytest.approx(alone[0], rel=1e-6)
 
 

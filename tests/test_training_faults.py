@@ -14,6 +14,7 @@ import vae_gmm.training as training
 from vae_gmm.checkpoint import load_checkpoint, save_checkpoint
 from vae_gmm.data import SubsetImagesFromNPZ, as_images
 from vae_gmm.files import InputError
+from vae_gmm.gmm import MixturePrior
 from vae_gmm.training import TrainConfig, fit_vae
 from vae_gmm.vae import VAE
 
@@ -52,16 +53,16 @@ def plain(x):
 # settings -------------------------------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
-WHOLE = "epochs", "batch_size", "lr_patience", "stop_patience", "beta_warmup", "seed"
-REAL = "lr", "lr_factor", "beta", "noise_std", "train_share"
+WHOLE = "epochs", "batch_size", "lr_patience", "stop_patience", "beta_warmup", "seed", "prior_epochs"
+REAL = "lr", "lr_factor", "beta", "noise_std", "train_share", "prior_lr", "agreement", "shrinkage"
 
 
 @pytest.mark.parametrize("name, value", [
     *((name, value) for name in WHOLE for value in (-1, 8.0, 2.5, NAN, INF, None, True, "8", 2**63, [8], 1j)),
-    *((name, 0) for name in (*WHOLE[:4], "lr", "lr_factor", "train_share", "max_minutes")),
+    *((name, 0) for name in (*WHOLE[:4], "lr", "lr_factor", "train_share", "prior_lr", "max_minutes")),
     *((name, value) for name in (*REAL, "max_minutes") for value in (-1, NAN, INF, -INF, True, "1", 10**400, [1.0])),
-    *((name, None) for name in REAL), ("train_share", 7), ("train_share", 1), ("lr_factor", 1),
-    *((name, value) for name in ("augment", "flip") for value in (1, 0.0, "yes", None)),
+    *((name, None) for name in REAL), ("train_share", 7), ("lr_factor", 1), ("shrinkage", 1.5),
+    *((name, value) for name in ("augment", "flip", "vary_pose", "equal_weights") for value in (1, 0.0, "yes", None)),
     *((name, value) for name in ("schedule", "precision") for value in ("other", None, 1, True, ["plateau"])),
     ("seed", np.int64(-1)), ("batch_size", np.float64(8)), ("lr", np.float32(NAN)), ("epochs", np.array([1, 2])),
 ], ids=str)
@@ -108,12 +109,15 @@ def inference_network():
     (dict(model=inference_network), "made in torch.inference_mode"),
     (dict(model=lambda: VAE), "model is of type type"),
     (dict(model=torch.nn.ReLU), "model is of type ReLU"),
-    (dict(config=dict(epochs=1)), "config is of type dict"),
+    (dict(config=dict(epochs=1)), "config is of type dict; expected a TrainConfig"),
+    (dict(callback=3), "callback is of type int; expected a function"),
+    (dict(prior=3), "prior is of type int; expected a MixturePrior"),
+    (dict(prior=MixturePrior(17)), "train: holds 16 images; expected one or more a component"),
 ], ids=str)
 def test_what_cannot_be_trained_is_refused(x, change, complaint, tmp_path):
     seen, model = [], change.get("model", network)()
     with pytest.raises(InputError, match=complaint):
-        fit(x, model, **{k: v for k, v in change.items() if k != "model"}, callback=seen.append)
+        fit(x, model, **dict(callback=seen.append) | {k: v for k, v in change.items() if k != "model"})
     assert not seen
 
 

@@ -18,7 +18,9 @@ import pytest
 from commands import environment
 
 KILLS = int(os.environ.get("VAE_GMM_KILLS", 5))
-SETTINGS = dict(epochs=3 * KILLS + 1, batch_size=8, augment=True, noise_std=0.1, lr_patience=1, stop_patience=1000)
+SETTINGS = dict(epochs=3, prior_epochs=3 * KILLS - 2, batch_size=8, augment=True, noise_std=0.1, lr_patience=1,
+                stop_patience=1000)
+ONE = dict(prior_epochs=0)  # stage
 
 
 def images():
@@ -29,24 +31,26 @@ def images():
 
 
 def fit(folder, **options):
-    """One run with its checkpoint in `folder`: the model and its history."""
+    """One run with its checkpoint in `folder`: the model, its history and its mixture."""
     import torch
+    from vae_gmm.gmm import MixturePrior
     from vae_gmm.training import TrainConfig, fit_vae
     from vae_gmm.vae import VAE
     torch.manual_seed(0)
     model = VAE()
     config = TrainConfig(**{**SETTINGS, **options.pop("settings", {})})
-    path = Path(folder, "run.safetensors")
-    return model, fit_vae(model, *images(), config, checkpoint=path, progress=False, **options)
+    path, prior = Path(folder, "run.safetensors"), MixturePrior(3) if config.prior_epochs else None
+    return model, fit_vae(model, *images(), config, prior, checkpoint=path, progress=False, **options), prior
 
 
 def child(folder):
     """What the killed process does: go on with the run, say each epoch, and write the end of it."""
     from safetensors.torch import save_file
-    model, history = fit(folder, resume=True, callback=lambda history: print(len(history.rows), flush=True))
+    model, history, prior = fit(folder, resume=True, callback=lambda history: print(len(history.rows), flush=True))
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
     Path(folder, "history.json").write_text(json.dumps([rows, history.best_epoch, history.stopped]))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, Path(folder, "weights.safetensors"))
+    tensors = model.state_dict() | prior.state_dict()
+    save_file({k: v.contiguous() for k, v in tensors.items()}, Path(folder, "weights.safetensors"))
 
 
 def start(folder):
@@ -74,8 +78,8 @@ def test_killed_and_resumed_is_the_undisturbed_run(tmp_path):
         seen.append(kill_somewhere(tmp_path / "killed", rng))
         half_written += len(list((tmp_path / "killed").glob(".*.part")))
     assert start(tmp_path / "killed").wait() == 0 == undisturbed.wait()
-    print(f"{KILLS} kills, after epochs {seen} of {SETTINGS['epochs']}, {half_written} in the middle of a checkpoint")
-    assert seen == sorted(set(seen))  # each run went on from the last one
+    print(f"{KILLS} kills, after epochs {seen} of {3 * KILLS + 1}, {half_written} in the middle of a checkpoint")
+    assert seen == sorted(set(seen)) and seen[-1] > SETTINGS["epochs"]  # each run went on from the last; into stage two
     for name in ("history.json", "weights.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     left = {p.name for p in (tmp_path / "killed").iterdir()}
@@ -86,7 +90,7 @@ def test_killed_and_resumed_is_the_undisturbed_run(tmp_path):
 def one_epoch(tmp_path_factory):
     """The bytes of a good checkpoint after one epoch."""
     folder = tmp_path_factory.mktemp("good")
-    fit(folder, settings={"epochs": 1})
+    fit(folder, settings=dict(epochs=1) | ONE)
     return (folder / "run.safetensors").read_bytes()
 
 
@@ -111,7 +115,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_left_alone(tmp_path, one
     path, bad = tmp_path / "run.safetensors", damage(one_epoch)
     path.write_bytes(bad)
     with pytest.raises(InputError, match=complaint) as err:
-        fit(tmp_path, resume=True, settings={"epochs": 1})
+        fit(tmp_path, resume=True, settings=dict(epochs=1) | ONE)
     assert str(path) in str(err.value) and "move it away" in str(err.value)
     assert path.read_bytes() == bad
 
@@ -129,8 +133,8 @@ def no_file_above(size):
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     from vae_gmm.files import InputError
-    path, two = tmp_path / "run.safetensors", {"epochs": 2}
-    whole, _ = fit(tmp_path, settings=two)
+    path, two = tmp_path / "run.safetensors", dict(epochs=2) | ONE
+    whole, *_ = fit(tmp_path, settings=two)
     path.unlink()
 
     def interrupt(history): raise KeyboardInterrupt
@@ -139,7 +143,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     with no_file_above(1_000_000), pytest.raises(InputError, match="cannot be written"):
         fit(tmp_path, resume=True, settings=two)
     assert path.read_bytes() == good and [p.name for p in tmp_path.iterdir()] == [path.name]
-    resumed, history = fit(tmp_path, resume=True, settings=two)
+    resumed, history, _ = fit(tmp_path, resume=True, settings=two)
     assert len(history.rows) == 2
     assert all((a == b).all() for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 

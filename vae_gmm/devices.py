@@ -94,7 +94,7 @@ class Team:
             for hook in hooks: hook.remove()
 
     def mean(self, values, weights):
-        "The weighted mean over the processes of `values` (n, 2), one weight for each row."
+        "The weighted mean over the processes of `values` (n, k), one weight for each row."
         if self.size == 1:
             return values
         weighted = (values * torch.tensor(weights, device="cpu")[:, None] / self.size).to(self.fabric.device)
