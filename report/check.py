@@ -277,7 +277,7 @@ def check_lines(root):
     paths = [path for folder in ("report", "tests", "benchmarks", "experiments") if Path(root, folder).is_dir()
              for path in cells.files(Path(root, folder), "*") if path.suffix in (".py", ".typ", ".html", ".lua")]
     found = [f"{path.relative_to(root).as_posix()}, line {number}: {len(line)} columns"
-             for path in [*paths, *Path(root).glob("*.py")]
+             for path in [*paths, *Path(root).glob("[!.]*.py")]
              for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > COLUMNS]
     yield "lines", f"more than {COLUMNS} columns\n  " + "\n  ".join(found) if found else None
 
