@@ -328,7 +328,7 @@ def story(image, straight, rebuilt,         # the digit as it came, without its 
     for ax, picture in zip(axes[[0, 2, 10]], pictures): ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
     plane, bars, name = axes[[4, 6, 8]]
     _scatter(plane, z, None if labels is None else _match(len(z), labels, "labels"), size=2, alpha=0.3)
-    _draw_components(plane, means, covariances, names, size=7)
+    _draw_components(plane, means, covariances, names, (2,), 7)
     plane.plot(*point.T, "*", color="white", mec=INK, mew=1.2, ms=12, zorder=5)
     plane.set_aspect("equal", "datalim")
     bars.bar([str(d) for d in shares], shares.values(), color=[_look(d)["color"] for d in shares])
