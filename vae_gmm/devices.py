@@ -95,15 +95,13 @@ class Team:
 
     def mean(self, values, weights):
         "The weighted mean over the processes of `values` (n, k), one weight for each row."
-        if self.size == 1:
-            return values
+        if self.size == 1: return values
         weighted = (values * torch.tensor(weights, device="cpu")[:, None] / self.size).to(self.fabric.device)
         return self.fabric.all_reduce(weighted, reduce_op="sum").cpu()
 
     def mean_over(self, images, function):
         "function(images), two means over images, with each process on its part of them."
-        if self.size == 1:
-            return function(images)
+        if self.size == 1: return function(images)
         part, weight = self.share(torch.arange(len(images), device="cpu"))
         return self.mean(torch.tensor([function(images[part])], dtype=torch.float64, device="cpu"),
                          [weight])[0].tolist()
@@ -114,8 +112,7 @@ class Team:
 
     def first(self, function, *args):
         "Call a function in the first process only."
-        if self.rank == 0:
-            function(*args)
+        if self.rank == 0: function(*args)
 
 # %% ../nbs/rooms/devices.ipynb #c32dcd19
 def launched(device_type, size):
