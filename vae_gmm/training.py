@@ -238,13 +238,16 @@ def keeping(run, path, resume, images):
     return lambda: save_checkpoint(path, run.state(), settings, images)
 
 # %% ../nbs/04_training.ipynb #faaddc63
-def images_of(source, name, config=None):
+def images_of(source, name, config=None, prior=None):
     "The images of a data set, which asks for nothing that `config` does not, or of what `as_images` takes."
     names = ("noise_std", "augment", "flip") if isinstance(source, SubsetImagesFromNPZ) else ()
     if asked := [f"{k}={getattr(source, k)}" for k in names if getattr(source, k) not in (0, getattr(config, k, 0))]:
         raise InputError(f"{name}: a data set with {', '.join(asked)}; expected one that varies no image, and the same "
                          "in TrainConfig to vary those for training")
-    return as_images(source.images if names else source, name)
+    images = as_images(source.images if names else source, name)
+    if prior and len(images) < prior.n_components:
+        raise InputError(f"{name}: holds {len(images)} images; expected one or more a component")
+    return images
 
 def check_options(config, prior, checkpoint, resume, callback):
     "Raise `InputError` for what would fail later, as a place that cannot be written to."
@@ -274,26 +277,21 @@ def fit_vae(
     val=None,  # likewise, not trained on; None: the last epoch of a stage is its best
     config=TrainConfig(),
     prior=None,  # a `MixturePrior` for stage two, of `config.prior_epochs`; changed in place
-    checkpoint=None,  # file for the state after each epoch
-    resume=False,  # go on from `checkpoint` if it exists
+    checkpoint=None, resume=False,  # file for the state after each epoch; go on from it if it exists
     callback=None,  # called with the history after each epoch
-    progress=None,  # progress bar: True, False, or None for "on a terminal only"
-    on_device=None,  # keep the images on the model's device: True, False, or None for "if they fit"
+    progress=None, on_device=None,  # a bar, images on the model's device; None: "on a terminal only", "if they fit"
 ):
     "Train a VAE in one stage or two; returns its `History`. Raises `InputError` before the first step for bad input."
     check_options(config, prior, checkpoint, resume, callback)
-    train, val = images_of(train, "train", config), val if val is None else images_of(val, "val")
-    if prior and len(train) < prior.n_components:
-        raise InputError(f"train: holds {len(train)} images; expected one or more a component")
-    team, device = gather(model, train, on_device)
-    train, val = (images if team.loader or images is None else images.to(device) for images in (train, val))
+    sets = [images_of(train, "train", config, prior)] + ([] if val is None else [images_of(val, "val")])
+    team, device = gather(model, sets[0], on_device)
+    train, val, *_ = [*(sets if team.loader else (images.to(device) for images in sets)), None]
     step = RecordedStep(train_step, config.batch_size) if device.type == "cuda" and team.size == 1 else train_step
     run = Run(getattr(model, "_orig_mod", model), config, len(train), prior)  # what torch.compile has wrapped
     with (seeded(config.seed, device), products(config.precision), torch.autocast(device.type, enabled=False),
           team.joined(model)):
-        images = fingerprint(train, *([] if val is None else [val]))
-        after = [keeping(run, checkpoint, resume, images)] if checkpoint is not None else []
-        epochs = config.epochs + (config.prior_epochs if prior else 0)
+        after = [keeping(run, checkpoint, resume, fingerprint(*sets))] if checkpoint is not None else []
+        epochs = config.epochs + bool(prior) * config.prior_epochs
         with progress_bar(run.history, epochs, progress if team.rank == 0 else False) as draw:
             after += [draw] + [lambda: callback(run.history)] * (callback is not None)
             run.history.stopped = run_epochs(run, train, val, after, team, model=model, step=step)

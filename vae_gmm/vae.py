@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['kl_divergence', 'reparameterize', 'vae_loss', 'VAE', 'evaluate', 'posterior', 'encode', 'decode', 'reconstruct',
-           'elbo']
+__all__ = ['kl_divergence', 'reconstruction_loss', 'vae_loss', 'VAE', 'evaluate', 'posterior', 'decode', 'elbo']
 
 # %% ../nbs/02_vae.ipynb #7c45ff43
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -100,9 +99,8 @@ class VAE(nn.Module):
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim!r}; expected a whole number")
         if not (isinstance(dropout, Real) and 0 <= dropout < 1):
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-        self.latent_dim, self.dropout, f32 = int(latent_dim), float(dropout), dict(dtype=torch.float32)
-        self.straightened = False  # whether its images are straightened first, chapter 1
-        # encoder: 28 x 28 -> 14 x 14 -> 7 x 7, in float32 whatever torch's default is
+        self.latent_dim, self.dropout, self.straightened = int(latent_dim), float(dropout), False  # see chapter 1
+        f32 = dict(dtype=torch.float32)  # whatever torch's default is; encoder: 28 x 28 -> 14 x 14 -> 7 x 7
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1, **f32)
         self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1, **f32)
         self.conv3 = nn.Conv2d(64, 128, 3, padding=1, **f32)
@@ -185,16 +183,17 @@ def posterior(
         parts = [model.encode(batch.to(weight)) for batch in images.split(batch_size)]
         return tuple(torch.cat(part).float().cpu() for part in zip(*parts))
 
-def encode(model, images, batch_size=512):
-    "Latent means mu (n, latent_dim) as a float64 NumPy array."
-    return posterior(model, images, batch_size)[0].double().numpy()
-
 def decode(model, z, batch_size=512):
     "Grey values (n, 1, 28, 28) float32 NumPy in [0, 1] for latent points z (n, latent_dim)."
     z = z.detach() if torch.is_tensor(z) else torch.from_numpy(np.array(z, dtype=np.float32))
     with at_rest(model) as weight:
         x = torch.cat([torch.sigmoid(model.decode(batch.to(weight))).cpu() for batch in z.split(batch_size)])
         return x.float().numpy()
+
+# %% ../nbs/02_vae.ipynb #b2a1d001
+def encode(model, images, batch_size=512):
+    "Latent means mu (n, latent_dim) as a float64 NumPy array."
+    return posterior(model, images, batch_size)[0].double().numpy()
 
 def reconstruct(model, images, batch_size=512):
     "The decoder's image of each latent mean: (n, 1, 28, 28) float32 NumPy in [0, 1]."
