@@ -79,7 +79,7 @@ def fit_mixture(
     tol=1e-3,        # change of the mean log-likelihood at which to stop
     reg_covar=1e-6,  # see m_step
 ):                   # Mixture and a list: the mean log-likelihood at the start and after each step
-    "EM from a start: the two steps in turn; the likelihood cannot fall, eq. (3.20)."
+    "EM from a start: the two steps in turn; without reg_covar the likelihood cannot fall, eq. (3.20)."
     mixture = Mixture(*start)
     resp, log_prob = e_step(z, *mixture)
     likelihoods = [log_prob.mean().item()]
