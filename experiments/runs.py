@@ -77,13 +77,18 @@ def provenance(**more):
 def measure(script, keys, one):
     """Run one(**key) for each key whose result is not in SCRIPT.json yet; each finished run is written at once."""
     path = Path(script).with_suffix(".json")
-    stored = json.loads(path.read_text()) if path.exists() else {"runs": []}
+
+    def others(key):
+        """The finished runs, without that of `key`; other processes add to them meanwhile."""
+        stored = json.loads(path.read_text())["runs"] if path.exists() else []
+        return stored, [run for run in stored if any(run.get(k) != v for k, v in key.items())]
+
     for key in keys:
-        if any(all(run.get(k) == v for k, v in key.items()) for run in stored["runs"]):
+        stored, rest = others(key)
+        if len(rest) < len(stored):
             continue
         run = key | one(**key) | dict(provenance=provenance())
-        now = json.loads(path.read_text()) if path.exists() else {"runs": []}  # another process may have added some
-        stored = {"runs": sorted([*now["runs"], run], key=lambda run: json.dumps([run[k] for k in key]))}
+        runs = sorted([*others(key)[1], run], key=lambda run: json.dumps([run[k] for k in key]))
         with replacing(path) as part:
-            part.write_text(json.dumps(stored, indent=1) + "\n")
+            part.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
         print({k: v for k, v in run.items() if k != "provenance"}, flush=True)
