@@ -178,7 +178,7 @@ def posterior(
     images,  # (n, 1, 28, 28) float32 in [0, 1]
     batch_size=512,
 ):
-    "mu and logvar of the guess q(z | x), eq. (2.3), as two float32 tensors (n, latent_dim) in host memory; without dropout."
+    "mu and logvar of the guess q(z | x), eq. (2.3): float32 tensors (n, latent_dim) in host memory; without dropout."
     with at_rest(model, images) as weight:
         parts = [model.encode(batch.to(weight)) for batch in images.split(batch_size)]
         return tuple(torch.cat(part).float().cpu() for part in zip(*parts))
