@@ -172,7 +172,7 @@ def _new_network(latent_dim, dropout, seed):
 def _train(clf, X, y, options):
     "Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only."
     X, config = as_images(X, "X"), _settings(clf)["config"]
-    prior = config.prior_epochs and MixturePrior(_components(clf, y), config.equal_weights, config.shrinkage) or None
+    prior = MixturePrior(_components(clf, y), config.equal_weights, config.shrinkage) if config.prior_epochs else None
     X = straighten(X)[0] if clf.straighten else X
     whole = config.train_share == 1
     parts = [X, None] if whole else [X[part] for part in split_indices(len(X), config.train_share, config.seed)]
