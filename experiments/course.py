@@ -14,7 +14,7 @@ def one(seed):
     clf = VAEGMM.course(random_state=seed).fit_labelled(X, X_lab, y_lab)
     return dict(test=clf.score(*runs.test_images()), development=clf.score(*runs.development_images()),
                 labelled=clf.score(X_lab, y_lab), epochs=len(clf.history_.rows), best_epoch=clf.history_.best_epoch,
-                seconds=round(sum(row["seconds"] for row in clf.history_.rows)))
+                seconds=runs.seconds(clf))
 
 
 if __name__ == "__main__":

@@ -286,7 +286,7 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
 hyperparameters = options(
     option("--recipe", default="fast", type=click.Choice(["fast", "course"]),
            help="This report's two stages on straightened images, or the course project's one on images as they are."),
-    option("--epochs", type=AT_LEAST_1, show_default="18; course: 200", help="Passes over the images, in each stage."),
+    option("--epochs", type=AT_LEAST_1, show_default="24; course: 200", help="Passes over the images, in each stage."),
     option("--batch-size", type=AT_LEAST_1, show_default="16; course: 64", help="Images in a training step."),
     option("--beta", type=Number(min=0), show_default="0.5", help="Weight of the KL term."),
     option("--latent-dim", type=Whole(1, 512), show_default="8; course: 2", help="Numbers that describe an image."),

@@ -13,7 +13,7 @@ from .files import InputError, replacing
 
 # %% ../nbs/rooms/config.ipynb #be8f915a
 _LEAST = dict(epochs=1, prior_epochs=0, batch_size=1, lr_patience=1, stop_patience=1, beta_warmup=0, seed=0)  # whole
-_CHOICES = dict(schedule=("plateau", "onecycle"), precision=("float32", "tf32", "bfloat16"))
+_CHOICES = dict(schedule=("plateau", "onecycle"), precision=("auto", "float32", "tf32", "bfloat16"))
 _SWITCHES = "augment", "flip", "vary_pose", "equal_weights"
 _ONE, _ZERO = ("lr_factor", "train_share", "shrinkage"), ("beta", "noise_std", "agreement", "shrinkage")  # end, start
 
@@ -52,7 +52,7 @@ class TrainConfig:
     agreement: float = 3.0  # weight of the term that makes two views of an image agree on its component
     shrinkage: float = 0.6  # how far the components' covariances are drawn to the one they share
     equal_weights: bool = True  # no component is likelier than another before the image is seen
-    precision: str = "float32"  # of the products in a step: "float32", "bfloat16", or "tf32" on an NVIDIA GPU
+    precision: str = "float32"  # of products in a step: "auto", "float32", "bfloat16", or "tf32" on an NVIDIA GPU
     max_minutes: "float | None" = None  # time budget; training ends with the epoch that exceeds it
     seed: int = 0
 
@@ -67,8 +67,8 @@ class TrainConfig:
     @classmethod
     def fast(cls, **changes):
         "The report's recipe: small batches, one cycle of the step size, a varied pose, then a mixture as the prior."
-        recipe = cls(epochs=18, batch_size=16, schedule="onecycle", stop_patience=1000, beta_warmup=5, train_share=1.0,
-                     vary_pose=True)
+        recipe = cls(epochs=24, batch_size=16, schedule="onecycle", stop_patience=1000, beta_warmup=5, train_share=1.0,
+                     vary_pose=True, precision="auto")
         return replace(recipe, **{"prior_epochs": changes.get("epochs", recipe.epochs), **changes})
 
 # %% ../nbs/rooms/config.ipynb #f5e2f684

@@ -161,18 +161,27 @@ def gather(
     return Team(fabric, loader=not (fits(images, device) if on_device is None else on_device)), device
 
 # %% ../nbs/rooms/devices.ipynb #3edaa195
+def has_bfloat16(device):
+    "Whether the device has units for products in bfloat16: a GPU since 2020, a processor with AVX-512 BF16 or AMX."
+    if device.type == "cuda": return torch.cuda.get_device_capability(device) >= (8, 0)
+    units = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
+
+# %% ../nbs/rooms/devices.ipynb #3edaa196
 @contextmanager
-def products(precision):
-    "Within the block, float32 products are exact, or of the tf32 kind where a GPU has it."
+def products(precision, device):
+    """Within the block, float32 products are exact, or of the tf32 kind where a GPU has it.
+    Gives the precision of a step's products: as asked, or for "auto" the quickest that the device has units for."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     tf32 = precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     try:
-        yield
+        yield precision if precision != "auto" else "bfloat16" if has_bfloat16(device) else "float32"
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
 
 # %% ../nbs/rooms/devices.ipynb #3bc73d81
 def _record(function):

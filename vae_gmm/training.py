@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -287,9 +287,10 @@ def fit_vae(
     team, device = gather(model, sets[0], on_device)
     train, val, *_ = [*(sets if team.loader else (images.to(device) for images in sets)), None]
     step = RecordedStep(train_step, config.batch_size) if device.type == "cuda" and team.size == 1 else train_step
-    run = Run(getattr(model, "_orig_mod", model), config, len(train), prior)  # what torch.compile has wrapped
-    with (seeded(config.seed, device), products(config.precision), torch.autocast(device.type, enabled=False),
-          team.joined(model)):
+    with (seeded(config.seed, device), products(config.precision, device) as precision,
+          torch.autocast(device.type, enabled=False), team.joined(model)):
+        config = replace(config, precision=precision)
+        run = Run(getattr(model, "_orig_mod", model), config, len(train), prior)  # what torch.compile has wrapped
         after = [keeping(run, checkpoint, resume, fingerprint(*sets))] if checkpoint is not None else []
         epochs = config.epochs + bool(prior) * config.prior_epochs
         with progress_bar(run.history, epochs, progress if team.rank == 0 else False) as draw:
