@@ -69,15 +69,20 @@ def development_images(every=3):
 def other_pens():
     """Digits never trained on: scikit-learn's 8 x 8 digits at MNIST's size; test images with another stroke width."""
     from scipy.ndimage import grey_dilation, grey_erosion, zoom
+    from scipy.optimize import brentq
     from sklearn.datasets import load_digits
     images, labels = of_digits(*load_digits(return_X_y=True))
     large = np.stack([np.pad(zoom(image.reshape(8, 8), 2.5, order=1), 4) for image in images]).clip(0, 16) / 16
+    def thinned(t): return ((large - t) / 0.4).clip(0, 1)
+    ink = embedded_digits()[0].mean() / 255
+    threshold = brentq(lambda t: thinned(t).mean() - ink, 0, 1)
     test, names = test_images()
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[None]
     thick, thin = grey_dilation(test, footprint=cross), grey_erosion(test, footprint=np.ones((1, 2, 2), bool))
     half = {f"test images, strokes half a pixel {word}": ((test / 510 + other / 510), names)
             for word, other in (("thicker", thick), ("thinner", thin))}
-    return {"8 x 8 digits of scikit-learn": (large, labels), **half,
+    return {"8 x 8 digits of scikit-learn": (large, labels),
+            "the same, with as much ink as MNIST's": (thinned(threshold), labels), **half,
             "test images, strokes a pixel thicker": (thick, names),
             "test images, strokes a pixel thinner": (thin, names)}
 
