@@ -6,12 +6,14 @@
 - README.md and its small pictures are what report/readme.py makes of nbs/index.ipynb and the others;
 - equations have the number of their chapter, or a letter in rooms, and what is cited is there;
 - nbval compares at least 70 % of each chapter's output cells, those with text; the shares are printed;
+- percentages and decimals in prose are in the chapter's code too, or stand beside a citation: no result is typed;
 - lines of code have at most 120 columns; floors, sizes and public names are as tests/test_house.py wants them;
 - relative links lead to files; prose is spelled correctly, in British English;
 - no file in nbs/, vae_gmm/ or figures/ is unknown to git, if the project is a git checkout.
 
 Windows line ends make no difference. nbdev works on a copy in a temporary folder: nothing here alters the working tree.
 """
+import ast
 import importlib.util
 import json
 import re
@@ -21,6 +23,7 @@ import tempfile
 from pathlib import Path
 
 import click
+import yaml
 
 from report import cells, readme
 from report.formulas import NUMBERED
@@ -237,6 +240,50 @@ def check_spelling(root):
     yield "British English", "American spelling in prose\n" + found if found else None
 
 
+CLAIM = re.compile(  # no "95% interval", which is the name of a thing
+    r"(?<![\w.,(-])\d+(?:\.\d+)?\s?(?=%(?! (?:Wilson )?(?:interval|quantile)))|(?<![\w.,(-])\d*\.\d+(?![\w.]*\d)")
+LONG = 60  # characters; a longer string in code is prose
+
+
+def _claims(text):
+    """The percentages and decimal numbers in Markdown `text`, but for lines that cite a source and formulas."""
+    lines = [line for line in _plain(text).splitlines() if "[@" not in line]
+    lines = [re.sub(r"\b(?:Python|BY-SA)(?: [\d.]+(?: to)?)+", "", line) for line in lines]  # versions
+    return [match[0].strip() for line in lines for match in CLAIM.finditer(line)]
+
+
+def _tree(cell):
+    """The syntax tree of a code cell, without IPython's own lines."""
+    return ast.parse(re.sub(r"^ *[%!].*$", "", cell.source, flags=re.M))
+
+
+def _stated(cell):
+    """What a cell states to the reader: Markdown, a caption, or a text in its code."""
+    if cell.cell_type == "markdown":
+        return cell.source
+    texts = [node.value for node in ast.walk(_tree(cell))
+             if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > LONG]
+    return "\n".join([*(v for k, v in cells.directives(cell).items() if k.endswith("-cap")),
+                      *(re.sub(r"\{[^{}]*\}", "", text) for text in texts)])
+
+
+def check_claims(root):
+    """Percentages and decimals that a chapter types: settings and sums that its code has too, or cited; no results."""
+    front = Path(root, "report", "metadata.yaml")
+    found = _claims(yaml.safe_load(front.read_text(encoding="utf-8")).get("abstract") or "") if front.exists() else []
+    yield "claims abstract", "from no source: " + ", ".join(found) if found else None
+    for path in cells.notebooks(root):
+        name, notebook = cells.name_of(path, root), cells.read(path).cells
+        if not (cells.chapter(name) or name == "index.ipynb"):
+            continue
+        trees = [_tree(cell) for cell in notebook if cell.cell_type == "code"]
+        known = {node.value for tree in trees for node in ast.walk(tree)
+                 if isinstance(node, ast.Constant) and type(node.value) in (int, float)}
+        found = [f"{name}/{cell.id}: {claim}" for cell in notebook for claim in _claims(_stated(cell))
+                 if not {float(claim), round(float(claim) / 100, 6)} & known]
+        yield f"claims {name}", "from no code and no source\n  " + "\n  ".join(found) if found else None
+
+
 def _has_text(cell):
     """Whether a code cell has stored something that nbval would compare: no picture, no warning."""
     for out in cell.get("outputs", []):
@@ -307,7 +354,7 @@ def check_known(root):
 
 
 CHECKS = (check_clean, check_export, check_readme, check_equations, check_links, check_github, check_spelling,
-          check_compared, check_lines, check_house, check_known)
+          check_claims, check_compared, check_lines, check_house, check_known)
 
 
 def run(root=cells.ROOT):
