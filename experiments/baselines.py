@@ -1,9 +1,9 @@
 """What do other ways read, given the same help? Five draws: `python -m experiments.baselines [SEED ...]`.
 
-Each sees the draw's 1,185 unlabelled images and has its groups named by the same 15 labels; "straightened" ones see what
-the method's encoder sees. Ways that train take the method's steps, batches and varied poses. Two ceilings may see all
-1,200 labels: five nearest neighbours on the method's latents, and a convolutional network. About ten minutes a draw on
-one core, if accuracy.py has run before; `VAE_GMM_DATA` leads to MNIST. Nothing here was tuned.
+Each sees the draw's 1,185 unlabelled images and has its groups named by the same 15 labels; "straightened" ones see
+what the method's encoder sees. Ways that train take the method's steps, batches and varied poses. Two ceilings may see
+all 1,200 labels: five nearest neighbours on latents, and a convolutional network. About ten minutes a draw on one core,
+if accuracy.py has run before; `VAE_GMM_DATA` leads to MNIST. Nothing here was tuned.
 """
 import sys
 

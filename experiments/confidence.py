@@ -1,9 +1,9 @@
 """Is the posterior too sure, and can that be mended without labels? Five draws: `python -m experiments.confidence`.
 
-Hypothesis: the answer for one view of an unlabelled image is nearly a label for another view of it. So the temperature T
-that makes the posterior of one view predict the answer of the other best, softmax(log-joint / T), should do for test
-images too. Beside it the temperature that fits the labels of development images, which no method without labels can know.
-Seconds a draw after accuracy.py has run; `VAE_GMM_DATA` leads to MNIST.
+Hypothesis: the answer for one view of an unlabelled image is nearly a label for another view of it. So the temperature
+T that makes the posterior of one view predict the answer of the other best, softmax(log-joint / T), should do for test
+images too. Beside it the temperature that fits the labels of development images, which no method without labels can
+know. Seconds a draw after accuracy.py has run; `VAE_GMM_DATA` leads to MNIST.
 """
 import sys
 

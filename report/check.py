@@ -248,7 +248,7 @@ LONG = 60  # characters; a longer string in code is prose
 def _claims(text):
     """The percentages and decimal numbers in Markdown `text`, but for lines that cite a source and formulas."""
     lines = [line for line in _plain(text).splitlines() if "[@" not in line]
-    lines = [re.sub(r"\b(?:Python|BY-SA)(?: [\d.]+(?: to)?)+", "", line) for line in lines]  # versions
+    lines = [re.sub(r"\b(?:Python|BY-SA|License)(?: [\d.]+(?: to)?)+", "", line) for line in lines]  # versions
     return [match[0].strip() for line in lines for match in CLAIM.finditer(line)]
 
 

@@ -1,4 +1,4 @@
-"""No result is typed: `report.check` finds one that is planted in any chapter, and passes what the code or a source has."""
+"""No result is typed: `report.check` finds one that is planted in a chapter; what the code or a source has passes."""
 import shutil
 
 import nbformat
@@ -13,7 +13,8 @@ PLANTED = {
     "a decimal": nbformat.v4.new_markdown_cell("Its accuracy is 0.9517.", id="planted"),
     "a caption": nbformat.v4.new_code_cell("#| fig-cap: It reads 95.1% of them.\nplot()", id="planted"),
     "a text in code": nbformat.v4.new_code_cell(
-        '#| echo: false\nsay("""Of the {n} images which nobody has seen, it reads 95.1 % rightly.""", n=n)', id="planted"),
+        '#| echo: false\nsay("""Of the {n} images which nobody has seen, it reads 95.1 % rightly.""", n=n)',
+        id="planted"),
 }
 
 

@@ -289,8 +289,7 @@ def fit_vae(
     step = RecordedStep(train_step, config.batch_size) if device.type == "cuda" and team.size == 1 else train_step
     with (seeded(config.seed, device), products(config.precision, device) as precision,
           torch.autocast(device.type, enabled=False), team.joined(model)):
-        config = replace(config, precision=precision)
-        run = Run(getattr(model, "_orig_mod", model), config, len(train), prior)  # what torch.compile has wrapped
+        run = Run(getattr(model, "_orig_mod", model), replace(config, precision=precision), len(train), prior)
         after = [keeping(run, checkpoint, resume, fingerprint(*sets))] if checkpoint is not None else []
         epochs = config.epochs + bool(prior) * config.prior_epochs
         with progress_bar(run.history, epochs, progress if team.rank == 0 else False) as draw:
