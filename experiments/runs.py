@@ -42,7 +42,7 @@ def of_digits(images, labels):
 
 def trained(seed, images, changes={}, **arguments):
     """A classifier trained on a draw's images as `draw` gives them, with changes of the recipe; kept from earlier."""
-    clf = VAEGMM(config=TrainConfig.fast(**changes), random_state=seed, **arguments)
+    clf = VAEGMM(config=TrainConfig.fast(**changes) if changes else None, random_state=seed, **arguments)
     with kept(clf, images[0]) as path:
         return clf.fit_labelled(*images, checkpoint=path, resume=True)
 
