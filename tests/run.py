@@ -3,8 +3,9 @@
 Stages: what is derived agrees with its source (report/check.py); every notebook runs (nbdev_test); every notebook
 prints what it has stored (nbval); tests/. Each stage is cut into parts, and as many parts run at once as there are
 cores, each on one thread: two processes of one thread do more than one of two. Notebooks and files of tests are put
-together so that the parts take about as long as one another, by the seconds of the last run (build/tests.json) or,
-the first time, by size. Notebooks that train what others take begin, so that these wait as little as possible.
+together so that the parts take about as long as one another, by the seconds of the last run (build/tests.json), the
+first time by those of a run that tests/seconds.json keeps, or by size. Notebooks that train what others take begin, so
+that these wait as little as possible; the other parts follow, the longest first, so that no core is idle at the end.
 
 All stages run, whatever the others found. The last line is `N passed, N failed` (and `, N skipped`), and the exit
 status is not zero if anything failed.
@@ -18,6 +19,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +28,7 @@ from report import cells, plan  # noqa: E402
 from report.run import available_cores  # noqa: E402
 
 TIMES = ROOT / "build" / "tests.json"
+FIRST_TIMES = ROOT / "tests" / "seconds.json"  # a copy of TIMES, made now and then
 NBVAL = "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "nbval_sanitize.cfg"
 
 
@@ -86,10 +89,12 @@ STAGES = sync, nbdev_test, nbval, tests
 
 def last_times():
     """The seconds of the parts of earlier runs: {stage: {file in the project: seconds}}."""
-    try:
-        return json.loads(TIMES.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    found = {}
+    for path in FIRST_TIMES, TIMES:
+        with suppress(OSError, ValueError):
+            for stage, times in json.loads(path.read_text(encoding="utf-8")).items():
+                found[stage] = found.get(stage, {}) | times
+    return found
 
 
 def shared_out(files, times, n):
