@@ -82,14 +82,19 @@ def prepare(root=cells.ROOT):
 
 
 @lru_cache
+def versions():
+    """Of Python and of all that is installed."""
+    return [sys.version, *sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())]
+
+
+@lru_cache
 def everywhere(root):
     """What every notebook depends on: the package, the tools, what is installed, where the data lie."""
     digest = hashlib.sha256()
     lib = cells.settings(root)["lib_path"]
     for path in [*cells.files(Path(root, lib), "*.py"), *(Path(__file__).with_name(name) for name in TOOLS)]:
         digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
-    versions = sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())
-    digest.update(json.dumps([sys.version, versions, os.environ.get("VAE_GMM_DATA")]).encode())
+    digest.update(json.dumps([versions(), os.environ.get("VAE_GMM_DATA")]).encode())
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@
 """
 import time
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ def hard_case(seed):
     return trouble, X, w, arguments
 
 
+@cache
 def check(seed):
     "The outcome of the case: 'model' or the message of its error."
     trouble, X, w, arguments = hard_case(seed)

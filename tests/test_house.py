@@ -2,6 +2,7 @@
 import ast
 import re
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ MODULE = 300, 400     # lines of a chapter's module, of a room's
 FUNCTION = 25, 40     # with its docstring
 CLASS = 60
 COLUMNS = 120
+
+
+@lru_cache
+def tree(text):
+    """The syntax tree of a module's text; not to be changed."""
+    return ast.parse(text)
 
 
 def modules(lib):
@@ -57,9 +64,9 @@ class Imports(ast.NodeVisitor):
     def __init__(self, name, path, known, package="vae_gmm"):
         self.known, self.package, self.found, self.modules = known, package, [], {}
         self.here = name.split(".")[:-1]
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        self.visit(tree)
-        for node in ast.walk(tree) if self.modules else ():  # module.name, where the module is imported as a whole
+        module = tree(path.read_text(encoding="utf-8"))
+        self.visit(module)
+        for node in ast.walk(module) if self.modules else ():  # module.name, where the module is imported as a whole
             if isinstance(node, ast.Attribute) and (module := self.modules.get(ast.unparse(node.value))):
                 self.add(node.lineno, module.split("."), node.attr)
 
@@ -94,7 +101,8 @@ class Imports(ast.NodeVisitor):
                 self.modules[alias.asname or alias.name] = inner
 
     def visit_Call(self, node):
-        if ast.unparse(node.func).endswith("import_module") and isinstance(node.args[0], ast.Constant):
+        called = getattr(node.func, "attr", getattr(node.func, "id", None))
+        if called == "import_module" and isinstance(node.args[0], ast.Constant):
             parts = node.args[0].value.lstrip(".").split(".")
             if node.args[0].value.startswith(".") or parts[0] == self.package:
                 parts = parts[1:] if parts[0] == self.package else parts
@@ -104,7 +112,7 @@ class Imports(ast.NodeVisitor):
 
 def public(path):
     """The names in a module's `__all__`."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
     return []
@@ -143,7 +151,7 @@ def size_faults(lib):
         room, text = module not in CHAPTERS, path.read_text(encoding="utf-8")
         if (lines := len(text.splitlines())) > MODULE[room]:
             yield f"{module} has {lines} lines, more than {MODULE[room]}"
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree(text)):
             most = (CLASS if isinstance(node, ast.ClassDef) else FUNCTION[room]
                     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else None)
             if most and (lines := node.end_lineno - node.lineno + 1) > most:

@@ -75,8 +75,7 @@ def report(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [DESK, PHONE])
+@pytest.mark.parametrize("width, scheme", [(DESK, "light"), (PHONE, "dark")])
 def test_nothing_is_missing_and_nothing_is_too_wide(show, report, width, scheme):
     page = show(report, width, scheme)
     found, pictures = faults(page)

@@ -147,7 +147,9 @@ def test_data_from_elsewhere_and_other_versions_count(project, monkeypatch):
     assert to_run(project) == set(NAMES)
     monkeypatch.delenv("VAE_GMM_DATA")
     assert to_run(project) == set()
-    monkeypatch.setattr(plan, "distributions", list)
+    installed = plan.versions()
+    assert any(text.startswith("nbformat ") for text in installed)
+    monkeypatch.setattr(plan, "versions", lambda: installed[:-1])
     assert to_run(project) == set(NAMES)
 
 
@@ -348,6 +350,15 @@ def test_every_notebook_and_every_file_of_tests_is_in_one_part_of_each_stage(sui
     assert len(stages[suite.nbval]) == len(stages[suite.tests]) == cores
     trains = [path.relative_to(ROOT).as_posix() for path in plan.makers()[0]["kept("]]
     assert parts[:len(trains)] == [(suite.nbdev_test, [path]) for path in trains]
+
+
+def test_the_first_run_goes_by_the_seconds_of_another(suite, tmp_path, monkeypatch):
+    for name, seconds in ("FIRST_TIMES", {"tests": {"a": 1.0, "b": 2.0}}), ("TIMES", {"tests": {"b": 3.0}}):
+        monkeypatch.setattr(suite, name, tmp_path / name)
+        (tmp_path / name).write_text(json.dumps(seconds))
+    assert suite.last_times() == {"tests": {"a": 1.0, "b": 3.0}}
+    (tmp_path / "TIMES").write_text("{")
+    assert suite.last_times() == {"tests": {"a": 1.0, "b": 2.0}}
 
 
 def test_parts_take_about_as_long_as_one_another(suite):

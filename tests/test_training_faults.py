@@ -18,12 +18,12 @@ from vae_gmm.gmm import MixturePrior
 from vae_gmm.training import TrainConfig, fit_vae
 from vae_gmm.vae import VAE
 
-CONFIG = TrainConfig(epochs=2, batch_size=8, augment=True, noise_std=0.1)
+CONFIG = TrainConfig(epochs=2, batch_size=4, augment=True, noise_std=0.1)
 
 
 @pytest.fixture(scope="module")
 def x(digits):
-    return as_images(digits[0])[:24]
+    return as_images(digits[0])[:12]
 
 
 def network(frozen=(), seed=0):
@@ -37,7 +37,7 @@ def network(frozen=(), seed=0):
 
 def fit(x, model=None, config=CONFIG, **options):
     model = network() if model is None else model
-    return model, fit_vae(model, x[:16], x[16:], config, **options)
+    return model, fit_vae(model, x[:8], x[8:], config, **options)
 
 
 def same(a, b):
@@ -112,7 +112,7 @@ def inference_network():
     (dict(config=dict(epochs=1)), "config is of type dict; expected a TrainConfig"),
     (dict(callback=3), "callback is of type int; expected a function"),
     (dict(prior=3), "prior is of type int; expected a MixturePrior"),
-    (dict(prior=MixturePrior(17)), "train: holds 16 images; expected one or more a component"),
+    (dict(prior=MixturePrior(9)), "train: holds 8 images; expected one or more a component"),
 ], ids=str)
 def test_what_cannot_be_trained_is_refused(x, change, complaint, tmp_path):
     seen, model = [], change.get("model", network)()
@@ -140,7 +140,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_epoch(x, tmp
 @pytest.mark.parametrize("part", ["train", "val"])
 @pytest.mark.parametrize("asks", [dict(noise_std=0.5), dict(augment=True), dict(augment=True, flip=True)], ids=str)
 def test_what_a_data_set_asks_for_is_not_dropped(digits, tmp_path, part, asks):
-    np.savez(tmp_path / "some.npz", data=digits[0][:16])
+    np.savez(tmp_path / "some.npz", data=digits[0][:8])
     sets = {name: SubsetImagesFromNPZ(tmp_path / "some.npz", **(asks if name == part else {}))
             for name in ("train", "val")}
     with pytest.raises(InputError, match=f"{part}: a data set with {', '.join(f'{k}={v}' for k, v in asks.items())};"):

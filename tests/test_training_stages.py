@@ -18,13 +18,13 @@ from vae_gmm.gmm import MixturePrior, log_joint
 from vae_gmm.training import fit_vae
 from vae_gmm.vae import VAE
 
-CONFIG = TrainConfig(epochs=2, prior_epochs=2, batch_size=8, vary_pose=True, noise_std=0.1)
+CONFIG = TrainConfig(epochs=2, prior_epochs=2, batch_size=4, vary_pose=True, noise_std=0.1)
 DIM = 3
 
 
 @pytest.fixture(scope="module")
 def x(digits):
-    return as_images(digits[0])[:16]
+    return as_images(digits[0])[:8]
 
 
 def network(seed=0):
@@ -80,7 +80,7 @@ def test_two_stages_in_one_history(x, whole):
 
 
 def test_the_step_size_has_a_cycle_in_each_stage(x):
-    rates = [row["lr"] for row in fit(x, TrainConfig.fast(epochs=6, batch_size=8))[2].rows]
+    rates = [row["lr"] for row in fit(x, TrainConfig.fast(epochs=6, batch_size=4))[2].rows]
     for stage in (rates[:6], rates[6:]):
         assert np.argmax(stage) in (1, 2) and stage[0] < 1e-4 and stage[-1] < 0.3 * max(stage)
 
@@ -100,7 +100,7 @@ def test_stage_two_starts_from_the_best_weights_and_k_means(x, monkeypatch):
             started.append((mu.clone(), seed))
             super().start(mu, seed)
     model = network()
-    _, prior, history = fit(x, replace(CONFIG, epochs=3, seed=5), model, Watched(3), x[:8],
+    _, prior, history = fit(x, replace(CONFIG, epochs=3, seed=5), model, Watched(3), x[:4],
                             callback=lambda history: after.append(copy.deepcopy(model)))
     assert len(started) == 1 and started[0][1] == 5
     assert torch.equal(started[0][0], training.posterior(after[1], x)[0])  # the second epoch was the best
@@ -131,8 +131,8 @@ def test_two_views_are_seen_and_one_is_decoded(x, monkeypatch):
             return super().decode(z)
     torch.manual_seed(0)
     fit(x, model=Watched(DIM))
-    assert [len(views) for views in seen["encode"]] == [8, 8, 8, 8, 16, 16, 16, 16] and seen["decode"] == 8 * [8]
-    one, two = seen["encode"][-1].split(8)
+    assert [len(views) for views in seen["encode"]] == [4, 4, 4, 4, 8, 8, 8, 8] and seen["decode"] == 8 * [4]
+    one, two = seen["encode"][-1].split(4)
     assert not any(torch.equal(a, b) for a, b in zip(one, two))
     assert (one - two).abs().mean() < 0.2  # another pose and other noise, of the same image
 
@@ -266,7 +266,7 @@ def test_a_time_budget_ends_either_stage_and_the_run_goes_on_later(x, whole, tmp
 
 def test_no_progress_in_stage_one_leads_to_stage_two(x, monkeypatch):
     monkeypatch.setattr(training, "evaluate", lambda model, images: [5.0, 0.0])
-    history = fit(x, replace(CONFIG, epochs=9, stop_patience=1), val=x[:8])[2]
+    history = fit(x, replace(CONFIG, epochs=9, stop_patience=1), val=x[:4])[2]
     assert [row["stage"] for row in history.rows] == [1, 1, 2, 2]
 
 
@@ -336,5 +336,5 @@ def test_as_few_images_as_components(x):
 
 def test_images_that_are_all_the_same_end_in_one_place_and_nothing_breaks(x):
     with pytest.warns(Warning, match="distinct clusters"):
-        model, prior, history = fit(x[:1].repeat(16, 1, 1, 1), replace(CONFIG, vary_pose=False, noise_std=0.0))
+        model, prior, history = fit(x[:1].repeat(8, 1, 1, 1), replace(CONFIG, vary_pose=False, noise_std=0.0))
     assert history.stopped == "all epochs done" and finite(model, prior)
