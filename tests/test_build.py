@@ -494,7 +494,11 @@ chapters: [01_sound]
     ("title: x\nauthors: [Ann Lee, {name: Bo}]\nchapters: [01_sound]", ["Ann Lee", "Bo"])])
 def test_titles_and_authors_are_printed_as_they_are(project, text, authors):
     set_metadata(project, text)
-    build.build_pdf(project / "a.pdf", project, keep=project / "source")
+    if text is ODD or text.startswith("title: 7"):  # with authors and without
+        build.build_pdf(project / "a.pdf", project, keep=project / "source")
+    else:
+        (project / "source").mkdir()
+        build.write_settings(build.read_metadata(project), project / "source")
     build.build_html(project / "a.html", project)
     found, titles, parser = [], [], HTMLParser()
     parser.handle_starttag = lambda tag, attrs: tag == "meta" and found.append(dict(attrs))
@@ -527,9 +531,11 @@ def test_metadata_that_cannot_be_understood_gets_a_sentence(project, text, messa
 
 @pytest.mark.parametrize("name", ["sound", "01_sound", "00_sound", "17_sound"])
 def test_a_chapter_is_found_by_its_name(project, name):
-    page = project / "a.html"
-    done = CliRunner().invoke(build.main, ["--root", str(project), "--html", "--only", name, "--out", str(page)])
-    assert done.exit_code == 0 and "The sound module" in page.read_text(encoding="utf-8")
+    assert build.chosen(build.read_metadata(project), [name]) == ["01_sound"]
+    if name == "sound":
+        page = project / "a.html"
+        done = CliRunner().invoke(build.main, ["--root", str(project), "--html", "--only", name, "--out", str(page)])
+        assert done.exit_code == 0 and "The sound module" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("words, message", [

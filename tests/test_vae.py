@@ -1,4 +1,5 @@
 """The network and its loss against the course project's, written down here from its report; and what uses it."""
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -63,13 +64,20 @@ def x(digits):
     return as_images(digits[0][:24])
 
 
-@pytest.fixture
-def both():
+@pytest.fixture(scope="module")
+def made():
     """Our network and the course project's, made from the same seed."""
     torch.manual_seed(0)
     ours = VAE()
     torch.manual_seed(0)
     return ours, CourseVAE()
+
+
+@pytest.fixture
+def both(made):
+    """Copies of the two, to be changed."""
+    torch.manual_seed(0)
+    return copy.deepcopy(made)
 
 
 def seeded(seed=0):
