@@ -49,6 +49,7 @@ def name_components(
 def classification_metrics(y_true, y_pred):
     "accuracy, precision_macro, recall_macro, f1_macro, f1_micro of predicted labels, as a dictionary of floats."
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+    y_pred = check_labels(y_pred, None, "y_pred")
     y_true = check_labels(y_true, len(y_pred), "y_true")
     precision, recall, f1, _ = precision_recall_fscore_support(y_true, y_pred, average="macro", zero_division=0)
     f1_micro = precision_recall_fscore_support(y_true, y_pred, average="micro", zero_division=0)[2]
@@ -219,9 +220,9 @@ def _sample(clf, n, label, seed):
         if not (named := clf.component_labels_ == label).any():
             raise InputError(f"label is {label!r}; expected one of {np.unique(clf.component_labels_).tolist()}")
         weights[torch.from_numpy(~named)] = 0
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     c = torch.multinomial(weights, int(n), replacement=True, generator=generator)
-    eps = torch.randn(int(n), clf.mixture_.means.shape[1], dtype=torch.float64, generator=generator)
+    eps = torch.randn(int(n), clf.mixture_.means.shape[1], dtype=torch.float64, device="cpu", generator=generator)
     z = clf.mixture_.means[c] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(clf.mixture_.covariances)[c], eps)
     return decode(clf.vae_, z.numpy()), clf.component_labels_[c.numpy()]
 

@@ -9,6 +9,7 @@ __all__ = ['InputError', 'first_bytes', 'read_npz', 'npz_headers', 'replacing', 
 # %% ../nbs/rooms/files.ipynb #001faedb
 import math
 import os
+import re
 import reprlib
 import sys
 import warnings
@@ -146,7 +147,7 @@ def as_array(X, what):
     "X, also a tensor of any kind, as a NumPy array; an `InputError` that names `what` for what is none or has gaps."
     try:
         if hasattr(X, "detach"):  # a tensor; this module itself needs no torch
-            X = (X.detach().float() if X.is_floating_point() else X).to_dense().cpu().numpy()
+            X = (X.detach().float() if X.is_floating_point() else X).to_dense().cpu().resolve_neg().numpy()
         if np.ma.is_masked(X):
             raise ValueError("it has masked entries")
         if (array := np.asarray(X)).ndim == 0:
@@ -157,17 +158,17 @@ def as_array(X, what):
 
 # %% ../nbs/rooms/files.ipynb #00ecc193
 def check_labels(labels, n, what="labels", missing=False):
-    "Labels as (n,) int64, or an `InputError` that names `what`; -1 for no label only if some may be `missing`."
+    "Labels as (n,) int64, n None for any number, or an `InputError` about `what`; -1 only if `missing`."
     labels = as_array(labels, what)
     if labels.ndim != 1:
-        raise InputError(f"{what}: has shape {labels.shape}; expected one label an image, shape ({n},)")
-    if len(labels) != n:
+        raise InputError(f"{what}: has shape {labels.shape}; expected one label an image, shape ({n or 'n'},)")
+    if n is not None and len(labels) != n:
         raise InputError(f"{what}: holds {len(labels)} labels for {n} images; expected one each")
     if labels.dtype.kind not in "ui":
         odd = [x for x in labels.tolist() if not isinstance(x, Real) or x % 1 != 0] if labels.dtype.kind in "fO" else []
         hint = f", as {reprlib.repr(odd[0])} is none" if odd else " (convert with y.astype(int))"
         raise InputError(f"{what}: has type {labels.dtype}; expected whole numbers{hint}")
-    if labels.dtype == np.uint64 and n and labels.max() > 2**63 - 1:
+    if labels.dtype == np.uint64 and len(labels) and labels.max() > 2**63 - 1:
         raise InputError(f"{what}: has values up to {labels.max()}; expected less than 2**63")
     if not missing and (labels == -1).any():
         raise InputError(f"{what}: holds -1, which stands for no label; expected a label for each image")
@@ -204,6 +205,13 @@ def as_bytes_hint(images):
     x = "fractions x in [0, 1] with (255 * x)" if images.max() <= 1 else "with x"
     return f" (convert {x}.round().astype('uint8'))"
 
+def check_columns(table, what):
+    "`InputError` for a table whose columns are numbered, as pixel0 or 1x1, and stand in another order."
+    numbers = [tuple(map(int, re.findall(r"\d+", str(name)))) for name in table.columns]
+    if all(numbers) and numbers != sorted(numbers):
+        raise InputError(f"{what}: has the columns {reprlib.repr(list(table.columns))}, "
+                         "which are not in the order of their numbers; expected row by row, as pixels lie in an image")
+
 def warn_if_inverted(images, ink):
     "Warn of images that are dark all around, but not everywhere; `ink` is the value of a full pixel."
     border = images[:, [0, -1]].mean((1, 2)) + images[:, :, [0, -1]].mean((1, 2))
@@ -218,6 +226,7 @@ def pixels(images, what="images", fractions=False):
     """Images as an array (n, 28, 28), uint8 or, if `fractions` may be, float32 in [0, 1]; an `InputError` names `what`.
 
     Warns of images whose ink and paper seem to be exchanged."""
+    if hasattr(images, "columns"): check_columns(images, what)
     images = as_array(images, what)
     if fractions := fractions and images.dtype.kind == "f":
         images = np.require(images, np.float32)

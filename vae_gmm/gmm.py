@@ -100,7 +100,7 @@ def k_means_mixture(
     from sklearn.cluster import KMeans
     points = z.detach().cpu().double()
     labels = KMeans(n_components, n_init=10, random_state=seed).fit_predict(points.numpy())
-    resp = torch.eye(n_components, dtype=torch.float64)[torch.from_numpy(labels).long()]
+    resp = torch.eye(n_components, dtype=torch.float64, device="cpu")[torch.from_numpy(labels).long()]
     return Mixture(*(a.to(z) for a in m_step(points, resp, reg_covar=1e-3)))
 
 # %% ../nbs/03_gmm.ipynb #a31f0c02
@@ -202,7 +202,7 @@ def discriminant_plane(mixture) -> Plane:
     "The plane that holds what tells the components apart, eq. (3.32); points of two dimensions keep their own."
     D = mixture.means.shape[1]
     if D < 2: raise ValueError(f"a plane needs points of at least 2 dimensions, got {D}")
-    m, eye = mixture.weights @ mixture.means, torch.eye(D).to(mixture.means)
+    m, eye = mixture.weights @ mixture.means, torch.eye(D, device="cpu").to(mixture.means)
     if D == 2: return Plane(torch.zeros_like(m), eye, eye)
     W = torch.einsum("c,cij->ij", mixture.weights, mixture.covariances)
     L_inv = torch.linalg.inv(torch.linalg.cholesky(W))

@@ -17,7 +17,7 @@ from .checks import (
     CONSTRAINTS, as_numpy, check_fitted, check_means, check_points, check_precisions, check_resumable,
     check_sample_weight, check_weights, entries, forget, namespace)
 from .fast import crew
-from .missing import gap_patterns, inverse_factors, observed_part
+from .missing import gap_groups, inverse_factors, observed_part
 from .sources import ArraySource, BlockSource
 from .steps import (
     Parameters, add_up, differences, posterior, precision_cholesky, restrict, update, weighted_sums)
@@ -226,14 +226,14 @@ def log_joint_by_blocks(X, weights, means, chol, covariance_type, finish, xp=np)
         with np.errstate(divide="ignore"): log_weights = np.log(weights)[:, None]
     elif xp is not np:
         constants, means, chol = (xp.asarray(v, dtype=xp.float64, device=X.device) for v in (constants, means, chol))
-    size = max((2**16 if xp is np else 2**24) // (K * D), 64)
+    size = max((2**24 if xp is not np else 2**20 if gaps else 2**16) // (K * D), 64)      # patterns are shared
     def block(i):
         Z = X[i * size: (i + 1) * size, :].T
         Z = np.ascontiguousarray(Z, dtype=float) if xp is np else xp.astype(Z, xp.float64)
         if gaps:
             a = np.empty((K, Z.shape[1]))
-            for seen, columns in gap_patterns(Z):
-                a[:, columns] = log_weights + observed_part(Z[:, columns], seen, means, V)[0]
+            for order, o, points in gap_groups(Z, K):
+                a[:, points] = log_weights[:, :, None] + observed_part(Z, order, o, points, means, V)[0]
             return finish(a)
         with np.errstate(over="ignore", invalid="ignore"):
             distances = differences(Z, means, chol, covariance_type, xp)[1]

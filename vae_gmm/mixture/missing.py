@@ -15,36 +15,59 @@ def inverse_factors(chol, K, D, covariance_type):
     if covariance_type == "tied": return np.broadcast_to(np.linalg.inv(chol), (K, D, D))
     return np.eye(D) / (chol[:, :, None] if covariance_type == "diag" else chol[:, None, None])
 
-def gap_patterns(Z):
-    "Pairs of a boolean (D,), which rows of `Z` (D, n) are observed, and the columns (indices) where it is so."
-    patterns, which = np.unique(~np.isnan(Z), axis=1, return_inverse=True)
-    return [(patterns[:, g], np.flatnonzero(which.ravel() == g)) for g in range(patterns.shape[1])]
+def by_gaps(Z):
+    "An order (n,) of the points `Z` (D, n) that puts those with the same gaps side by side."
+    return np.lexsort([*np.packbits(np.isnan(Z), axis=0), np.isnan(Z).sum(axis=0)])
 
-def observed_part(Z, seen, means, V):
-    "For points with the same gaps: log N(x_o | c) (K, b), e - mu_c (K, D, b) and C_c (K, D, D), eqs. (M.1) and (M.2)."
-    o = seen.sum()
-    H = np.linalg.qr(np.concatenate([V[:, :, seen], V[:, :, ~seen]], axis=2), mode="r")      # eq. (M.4)
-    d_seen = Z[seen] - means[:, seen, None]
-    y = np.linalg.solve(np.swapaxes(H[:, :o, :o], 1, 2), d_seen)
-    log_det = np.log(np.abs(np.diagonal(H, axis1=1, axis2=2)[:, :o])).sum(axis=1)
-    d, C = np.zeros((len(V), *Z.shape)), np.zeros(V.shape)
-    d[:, seen], d[:, ~seen] = d_seen, np.swapaxes(H[:, :o, o:], 1, 2) @ y
-    C[np.ix_(range(len(V)), ~seen, ~seen)] = np.swapaxes(H[:, o:, o:], 1, 2) @ H[:, o:, o:]
-    return -0.5 * (y**2).sum(axis=1) - log_det[:, None] - 0.5 * o * np.log(2 * np.pi), d, C
+def gap_groups(Z, K):
+    """Patterns with o observed coordinates and b points each, group by group: (P, D) coordinates, the observed ones
+    first; o; (P, b) points."""
+    points, gaps = by_gaps(Z), np.isnan(Z)
+    new = (gaps[:, points[1:]] != gaps[:, points[:-1]]).any(axis=0)
+    starts = np.flatnonzero(np.concatenate([[True], new]))
+    counts, order = np.diff(starts, append=len(points)), np.argsort(gaps[:, points[starts]], axis=0, kind="stable").T
+    sizes, kind = np.unique([(~gaps)[:, points[starts]].sum(axis=0), counts], axis=1, return_inverse=True)
+    most = max(2**18 // (K * len(Z)**2), 1)                 # patterns at a time: as many as the processor's cache holds
+    for g, (o, b) in enumerate(sizes.T):
+        alike = np.flatnonzero(kind.ravel() == g)
+        for some in np.split(alike, range(most, len(alike), most)):
+            yield order[some], o, points[starts[some, None] + np.arange(b)]
+
+def observed_part(Z, order, o, points, means, V):
+    "For a group of patterns: log N(x_o | c) (K, P, b), and e - mu_c (P, K, D, b), C_c (P, K, ...) in their order."
+    H = np.linalg.qr(V[:, :, order].transpose(2, 0, 1, 3), mode="r")                         # eq. (M.4)
+    seen, H_oo = order[:, :o], np.swapaxes(H[:, :, :o, :o], 2, 3)
+    d = np.empty((len(order), *means.shape, points.shape[1]))
+    d[:, :, :o] = Z[seen[:, :, None], points[:, None]][:, None] - np.swapaxes(means[:, seen], 0, 1)[:, :, :, None]
+    y = np.linalg.solve(H_oo, d[:, :, :o])
+    d[:, :, o:] = np.swapaxes(H[:, :, :o, o:], 2, 3) @ y
+    log_det = np.log(np.abs(np.diagonal(H_oo, axis1=2, axis2=3))).sum(axis=2)
+    log_pdf = -0.5 * (y**2).sum(axis=2) - log_det[:, :, None] - 0.5 * o * np.log(2 * np.pi)
+    return np.swapaxes(log_pdf, 0, 1), d, np.swapaxes(H[:, :, o:, o:], 2, 3) @ H[:, :, o:, o:]
 
 # %% ../../nbs/rooms/mixture/missing.ipynb #d5e286b6
+def in_place(order, d, C, N):
+    "e - mu_c (K, D, points) and the sum of N_c C_c (K, D, D), with the coordinates in their own places again."
+    (P, D), o, back = order.shape, order.shape[1] - C.shape[2], np.argsort(order, axis=1)[:, None]
+    spread = np.zeros((P, len(N), D, D))
+    spread[:, :, o:, o:] = N.T[:, :, None, None] * C
+    spread = np.take_along_axis(np.take_along_axis(spread, back[:, :, :, None], axis=2), back[:, :, None], axis=3)
+    d = np.take_along_axis(d, back[:, :, :, None], axis=2)
+    return d.transpose(1, 2, 0, 3).reshape(len(N), D, -1), spread.sum(axis=0)
+
 def missing_sums(Z, w, p, covariance_type):
     "`block_sums` where `Z` (D, b) may have gaps (NaN), eqs. (M.1) to (M.3)."
     K, D = p.means.shape
     V = inverse_factors(p.chol, K, D, covariance_type)
     with np.errstate(divide="ignore"): log_weights = np.log(p.weights)[:, None]
     parts = []
-    for seen, columns in gap_patterns(Z):
-        log_pdf, d, C = observed_part(Z[:, columns], seen, p.means, V)
-        resp, log_prob = posterior(log_weights + log_pdf)
-        if w is not None: resp, log_prob = resp * w[columns], log_prob * w[columns]
+    for order, o, points in gap_groups(Z, K):
+        log_pdf, d, C = observed_part(Z, order, o, points, p.means, V)
+        resp, log_prob = posterior(log_weights + log_pdf.reshape(K, -1))
+        if w is not None: resp, log_prob = resp * w[points.ravel()], log_prob * w[points.ravel()]
+        d, spread = in_place(order, d, C, resp.reshape(K, *points.shape).sum(axis=2))
         N, f, G = weighted_sums(d, resp, "full")
-        parts.append((log_prob.sum(), N, f, G + N[:, None, None] * C))       # eq. (M.3)
+        parts.append((log_prob.sum(), N, f, G + spread))                     # eq. (M.3)
     loglik, N, f, G = add_up(parts)
     if covariance_type == "tied": return loglik, N, f, G.sum(axis=0)
     return loglik, N, f, restrict(G, N, covariance_type)

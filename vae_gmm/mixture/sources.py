@@ -11,7 +11,7 @@ import numpy as np
 
 from vae_gmm.mixture.checks import as_numpy, check_block, check_enough, check_sample_weight, namespace
 from vae_gmm.mixture.fast import FeatureProducts, feature_count, feature_weights, rounding_risk, unpack
-from vae_gmm.mixture.missing import missing_sums
+from vae_gmm.mixture.missing import by_gaps, missing_sums
 from vae_gmm.mixture.steps import (
     Parameters, add_up, block_sums, column_statistics, merge_statistics, standard_scale)
 
@@ -35,6 +35,8 @@ class Points:
         self.weight = float(self.n if w is None else xp.sum(w))
         self.log_scale = float(np.log(scale).sum()) * self.weight
         if missing:
+            order = by_gaps(Z)
+            self.Z, self.w = Z[:, order], None if w is None else w[order]
             gaps = np.isnan(Z) if w is None else np.isnan(Z) * w
             self.log_scale -= float(np.log(scale) @ gaps.sum(axis=1))          # a gap has no density to be scaled
 
