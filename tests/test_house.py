@@ -18,9 +18,9 @@ FLOORS = [  # from the top; a module imports from the floors below its own
     {"cli"},
     {"info"},
     {"classifier"},
-    {"training", "model_files"},
+    {"training", "model_files", "scans"},
     {"data", "devices", "checkpoint", "config"},
-    {"files", "vae", "gmm", "figures", "mixture"}]
+    {"files", "vae", "gmm", "figures", "terminal", "mixture"}]
 STAIRS = ["__init__", "estimator", "sources", "missing", "fast", "steps", "checks"]  # inside mixture/, from the top
 CHAPTERS = {"data", "vae", "gmm", "training", "classifier"}  # the other modules are rooms
 EVERYWHERE = {"__version__"}  # what anybody may take from the package itself

@@ -17,7 +17,7 @@ def count(n, word):
 _NEARLY = b"\x1f\x8b", b"\x93NUMPY", b"\0\0\x08"  # gzip, npy, MNIST's own: `npz_headers` knows the way out of each
 
 def describe(path):
-    "Lines that say what a file of this package is; raises `InputError` for any other file."
+    "A file of this package as a dictionary: its `kind`, and what that kind tells; `InputError` for any other."
     from .files import InputError, first_bytes, listed, npz_headers
     kinds = "images (npz), a network, a mixture, a checkpoint, config.json or vae.csv"
     start = first_bytes(path, kinds)
@@ -42,28 +42,30 @@ def describe(path):
     return describe_network(path)
 
 # %% ../nbs/rooms/info.ipynb #0ee12fa4
-def count_text(labels):
-    "How often each label occurs, as text."
-    from .files import listed
-    return listed(f"{n} x {label}" for label, n in sorted(Counter(labels).items()))
+def counts(labels):
+    "{label: how often it occurs}, in their order."
+    return dict(sorted(Counter(labels).items()))
 
 def describe_predictions(path):
-    "Lines about a vae.csv: how often each label was predicted."
+    "About a vae.csv: how often each label was predicted."
+    from csv import Error, reader
     from .files import InputError
     try:
         if path.stat().st_size > 2**27:
             raise ValueError("too long")
-        header, *labels = path.read_text(encoding="ascii").splitlines()
-        labels = [int(label) for label in labels]
-        if header != "Predicted_Label":
-            raise ValueError("another header")
-    except ValueError as err:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            header, *rows = reader(file)
+        known = header in (["Predicted_Label"], ["Predicted_Label", "File"])
+        if not known or {len(row) for row in rows} - {len(header)}:
+            raise ValueError("another table")
+        labels = [int(row[0]) for row in rows]
+    except (ValueError, Error) as err:
         expected = "the line Predicted_Label and a whole number in each further line"
         raise InputError(f"{path}: damaged predictions; expected {expected}") from err
-    return [f"predictions of test_classifier for {count(len(labels), 'image')}", f"labels: {count_text(labels)}"]
+    return dict(kind=f"predictions of test_classifier for {count(len(labels), 'image')}", labels=counts(labels))
 
 def describe_images(path, headers):
-    "Lines about an npz with `data`, whose arrays' shapes and types are `headers`; only `labels` is read."
+    "About an npz with `data`, whose arrays' shapes and types are `headers`; only `labels` is read."
     from .files import InputError, check_labels, read_npz
     shape, dtype = headers["data"]
     if shape[1:] not in ((28, 28), (784,), (1, 28, 28), (28, 28, 1)) or dtype.kind not in "uif":
@@ -71,55 +73,49 @@ def describe_images(path, headers):
         last = " (transpose with np.moveaxis(data, -1, 0))" * (shape[:2] == (28, 28) and len(shape) == 3)
         raise InputError(f"{path}: 'data' has shape {shape} and type {dtype}; {expected}{last}")
     kind = "images as fractions, such as test_reconstruction writes" if dtype.kind == "f" else "images"
-    lines = [kind, f"data: {shape} {dtype}"]
-    if "labels" not in headers:
-        return lines + ["labels: none"]
-    labels = check_labels(read_npz(path, ("labels",))["labels"], shape[0], f"{path}: 'labels'")
-    return lines + [f"labels: {count_text(labels.tolist())}"]
+    found = dict(kind=kind, data=f"{shape} {dtype}", labels="none")
+    if "labels" in headers:
+        labels = check_labels(read_npz(path, ("labels",))["labels"], shape[0], f"{path}: 'labels'")
+        found["labels"] = counts(labels.tolist())
+    return found
 
 # %% ../nbs/rooms/info.ipynb #8031e07c
-def pairs(settings):
-    "Settings as text."
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
-
 def describe_mixture(path):
-    "Lines about a mixture: its components, their labels, and the network it belongs to."
-    from .files import listed
+    "About a mixture: its components, their labels, and the network it belongs to."
     from .model_files import load_gmm
     mixture, labels, _, written_for = load_gmm(path)
     dimensions = count(mixture.means.shape[1], "dimension")
-    return [f"mixture of {count(len(mixture.weights), 'component')} in {dimensions}",
-            f"labels: {listed(labels)}", f"belongs to the network {written_for}"]
+    return {"kind": f"mixture of {count(len(mixture.weights), 'component')} in {dimensions}",
+            "labels": labels.tolist(), "belongs to the network": written_for}
 
 def describe_network(path):
-    "Lines about a network: its size and its name, the fingerprint of its weights."
+    "About a network: its size and its name, the fingerprint of its weights."
     from .model_files import load_vae, model_id
     vae = load_vae(path)
     parameters = sum(p.numel() for p in vae.parameters())
-    return [f"network with {count(vae.latent_dim, 'latent dimension')} and {parameters:,} parameters",
-            f"images: {'straightened' if vae.straightened else 'as they are'}", f"name: {model_id(vae)}"]
+    return dict(kind=f"network with {count(vae.latent_dim, 'latent dimension')} and {parameters:,} parameters",
+                images="straightened" if vae.straightened else "as they are", name=model_id(vae))
 
 def describe_tensors(path):
-    "Lines about a safetensors file: a network, or a checkpoint of training."
-    from .checkpoint import CHECKPOINT_FORMAT
+    "About a safetensors file: a network, or a checkpoint of training."
     from .files import InputError
     from .model_files import safetensors_header
     meta, _ = safetensors_header(path)
-    if meta.get("format") != CHECKPOINT_FORMAT:
-        return describe_network(path) + [f"{key}: {meta[key]}" for key in ("architecture", "pixels") if key in meta] + [
-            f"written by vae_gmm {meta.get('version')}"]
+    if "history" not in meta:
+        more = {key: meta[key] for key in ("architecture", "pixels") if key in meta}
+        return {**describe_network(path), **more, "written by": f"vae_gmm {meta.get('version')}"}
     try:
         history, config = meta["history"], meta["config"]
         epochs = config["epochs"] + config.get("prior_epochs", 0)
-        return [f"checkpoint after {len(history['rows'])} of {epochs} epochs, best {history['best_epoch']}",
-                f"settings: {pairs(config)}"]
-    except (KeyError, TypeError, AttributeError) as err:
+        return dict(kind=f"checkpoint after {len(history['rows'])} of {epochs} epochs, best {history['best_epoch']}",
+                    settings=dict(config))
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise InputError(f"{path}: damaged checkpoint; expected a history and settings in its header") from err
 
 def describe_settings(path):
-    "Lines about a config.json: the settings of a classifier that `VAEGMM.save` wrote."
+    "About a config.json: the settings of a classifier that `VAEGMM.save` wrote."
     from dataclasses import asdict
     from .model_files import read_settings
     settings = read_settings(path)
     config = asdict(settings.pop("config"))
-    return ["settings of a classifier", f"training: {pairs(config)}", f"mixture: {pairs(settings)}"]
+    return dict(kind="settings of a classifier", training=config, mixture=settings)
