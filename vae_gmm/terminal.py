@@ -91,7 +91,7 @@ OPTIONS = {name: option(*words, **more) for name, words, more in [
     # of `train`
     ("recipe", ["--recipe"], dict(default="fast", type=click.Choice(["fast", "course"]), help="This report's two "
                "stages on straightened images, or the course project's one on images as they are.")),
-    ("epochs", ["--epochs"], dict(type=AT_LEAST_1, show_default="18; course: 200",
+    ("epochs", ["--epochs"], dict(type=AT_LEAST_1, show_default="24; course: 200",
                                   help="Passes over the images, in each stage.")),
     ("batch_size", ["--batch-size"], dict(type=AT_LEAST_1, show_default="16; course: 64",
                                           help="Images in a training step.")),
