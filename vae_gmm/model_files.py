@@ -171,10 +171,11 @@ def load_vae(path):
     return vae.eval()
 
 # %% ../nbs/rooms/model_files.ipynb #e20d0dc4
-def save_gmm(mixture, classes, shares, path, written_for=""):
-    "Write a `Mixture` and its labels' shares (K, C) to an npz, complete or not at all."
+def save_gmm(mixture, classes, shares, path, written_for="", calibration=None):
+    "Write a `Mixture`, its labels' shares (K, C) and, if given, sorted scores (m,) to an npz, complete or not at all."
     arrays = {name: np.asarray(value, dtype=float) for name, value in (mixture._asdict() | dict(shares=shares)).items()}
     arrays["classes"] = classes
+    if calibration is not None: arrays["calibration"] = np.asarray(calibration, dtype=float)
     arrays["classes"] = _mixture_of(arrays, path)[1]  # what could not be read is not written
     write_npz(path, format=np.array(_MIXTURE_FORMAT), **arrays, model_id=np.array(written_for))
 
@@ -204,12 +205,19 @@ def _mixture_arrays(path):
     if "format" not in npz_headers(path):
         raise InputError(f"{path}: not a mixture of this package; "
                          f"expected an npz array 'format' that says '{_MIXTURE_FORMAT}'")
-    keys = "format", "weights", "means", "covariances", "classes", "shares", "model_id"
+    keys = "format", "weights", "means", "covariances", "classes", "shares", "model_id", "calibration"
     arrays = read_npz(path, keys, max_bytes=2**27)
     if str(arrays["format"]) != _MIXTURE_FORMAT:
         raise InputError(f"{path}: not a mixture of this package; "
                          f"its array 'format' does not say '{_MIXTURE_FORMAT}'")
     return arrays
+
+def _check_calibration(scores, path):
+    "`InputError` unless there are none, or some that are finite and sorted."
+    if scores is None: return
+    if scores.dtype != np.float64 or scores.ndim != 1 or not scores.size or not np.isfinite(scores).all() or (
+            np.diff(scores) < 0).any():
+        raise InputError(f"{path}: damaged mixture; expected 'calibration' to hold finite numbers, sorted")
 
 def _mixture_of(arrays, path):
     "(mixture, labels (C,), shares (K, C)) from the arrays of a file; `InputError` unless all is as it should be."
@@ -219,6 +227,7 @@ def _mixture_of(arrays, path):
                              f"expected an array '{name}' of float64 with {ndim} dimensions")
     if "classes" not in arrays:
         raise InputError(f"{path}: damaged mixture; expected an array 'classes'")
+    _check_calibration(arrays.get("calibration"), path)
     weights, shares = arrays["weights"], arrays["shares"]
     classes = check_labels(arrays["classes"], shares.shape[1], f"{path}: 'classes'")
     if len(np.unique(classes)) != len(classes):
@@ -232,9 +241,9 @@ def _mixture_of(arrays, path):
         raise InputError(f"{path}: damaged mixture ({err})") from err
 
 def load_gmm(path):
-    "(mixture, labels (C,), shares (K, C), model id) from a file of `save_gmm`; raises `InputError` for anything else."
+    "(mixture, labels, shares, model id, calibration or None) from a file of `save_gmm`; `InputError` for all else."
     arrays = _mixture_arrays(path)
-    return *_mixture_of(arrays, path), str(arrays.get("model_id", ""))
+    return *_mixture_of(arrays, path), str(arrays.get("model_id", "")), arrays.get("calibration")
 
 # %% ../nbs/rooms/model_files.ipynb #d1c0f011
 def _whole(value, low, high):
