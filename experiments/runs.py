@@ -57,12 +57,17 @@ def test_images():
     return of_digits(*mnist_digits(train=False))
 
 
-def development_images(every=3):
-    """Every third of the MNIST training images that are not embedded."""
+def outside_images():
+    """The MNIST training images that are not embedded, of all ten digits."""
     images, labels = mnist_digits(train=True)
     embedded = {image.tobytes() for image in embedded_digits()[0]}
     outside = np.array([image.tobytes() not in embedded for image in images])
-    images, labels = of_digits(images[outside], labels[outside])
+    return images[outside], labels[outside]
+
+
+def development_images(every=3):
+    """Every third of the MNIST training images that are not embedded."""
+    images, labels = of_digits(*outside_images())
     return images[::every], labels[::every]
 
 
