@@ -18,11 +18,12 @@ FLOORS = [  # from the top; a module imports from the floors below its own
     {"cli"},
     {"info"},
     {"classifier"},
+    {"uses"},
     {"training", "model_files", "scans"},
     {"data", "devices", "checkpoint", "config"},
     {"files", "vae", "gmm", "figures", "terminal", "mixture"}]
 STAIRS = ["__init__", "estimator", "sources", "missing", "fast", "steps", "checks"]  # inside mixture/, from the top
-CHAPTERS = {"data", "vae", "gmm", "training", "classifier"}  # the other modules are rooms
+CHAPTERS = {"data", "vae", "gmm", "training", "classifier", "uses"}  # the other modules are rooms
 EVERYWHERE = {"__version__"}  # what anybody may take from the package itself
 NAMES = 80            # in all __all__ together
 MODULE = 300, 400     # lines of a chapter's module, of a room's
