@@ -1,9 +1,13 @@
-"""The commands as processes: what the tests of the command line share."""
+"""The commands as a user calls them, in this process or in one of their own: what the tests of them share."""
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # no command here takes this long, even on a busy machine
@@ -32,6 +36,37 @@ def run(folder, *words, **options):
     finally:
         process.kill()
     return process.returncode, out, err
+
+
+@contextlib.contextmanager
+def one_thread():
+    """torch on one thread, as in a process of its own: another number of threads would be other bits."""
+    import torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def call(folder, *words):
+    """What `run` does, in this process, which has loaded already what takes seconds to load."""
+    from vae_gmm.cli import vae_gmm
+    here, code, handler = os.getcwd(), 0, signal.getsignal(signal.SIGTERM)
+    words = [os.fsdecode(word) for word in words]
+    with (one_thread(), warnings.catch_warnings(), mock.patch.dict(os.environ, environment(), clear=True),
+          contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err):
+        warnings.simplefilter("default")
+        os.chdir(folder)
+        try:
+            vae_gmm.as_program(args=words, prog_name="python -m vae_gmm")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os.chdir(here)
+            signal.signal(signal.SIGTERM, handler)
+    return code, out.getvalue(), err.getvalue()
 
 
 def ctrl_c_works():

@@ -1,8 +1,9 @@
-"""Wrong input: each row of the table drives the real command as a process, and has to end in one clear line.
+"""Wrong input: each row of the table drives the real command, and has to end in one clear line.
 
 A row says what to prepare in a folder of good files, what to type, and what the answer must mention. Every row checks
 the exit code (1 failed, 2 misused), one line on standard error and nothing on standard output, no new file, and that
-every file that was there is as it was. The processes run two at a time.
+every file that was there is as it was. Rows that need a limit of their own, on the size of files for one, run as a
+process, the others in this one.
 """
 import ctypes
 import io
@@ -15,13 +16,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import environment, run
+from commands import call, environment, run
+from PIL import Image
 
 TRAIN = "train train.npz val.npz --model new.pth --gmm new.pkl --device cpu"
 RECON = "test_reconstruction recon.npz --model vae.pth"
@@ -95,7 +96,7 @@ def member(shape, descr="|u1", body=b"", version=(1, 0), method=zipfile.ZIP_STOR
 misused = dict(code=2)
 plain("no such command", "trian train.npz val.npz", "'trian'", **misused)
 plain("a command misspelt, in the course's order", "test.npz test_classifer vae.pth gmm.pkl", "'test.npz'",
-      "expected one of data, info, test_classifier", **misused)
+      "expected one of anomalies, data, explore, info, sample, show, test_classifier", **misused)
 plain("an empty word", [""], "No such command ''", "expected one of", **misused)
 plain("no such option", "train train.npz val.npz --epoch 3", "--epoch", "vae_gmm train --help", **misused)
 plain("no file given", "train", "Missing argument 'TRAIN'", **misused)
@@ -133,7 +134,7 @@ plain("digits that there are not", "data --digits 1,12", "'--digits'", "names 12
 plain("no such file", "train nowhere.npz val.npz", "nowhere.npz: no such file", "expected an npz file")
 plain("no such file, with blanks and umlauts in its name", ["info", "zwölf Übungen.npz"],
       "zwölf Übungen.npz: no such file", "expected images")
-plain("a folder", "train . val.npz", ".: is a folder", "expected an npz file")
+plain("a folder of other files", "train . val.npz", "gmm.pkl: not a PNG or JPEG image", "expected a folder of such only")
 case("an empty file", TRAIN, "train.npz: is empty", "expected an npz file")(content("train.npz", b""))
 case("cut short", TRAIN, "train.npz: not an npz file, or cut short", "numpy.savez")(
     content("train.npz", lambda good: good[:-100]))
@@ -407,6 +408,70 @@ plain("disk full while the network is written", TRAIN + " --epochs 1 --quiet", "
 plain("disk full while the state is kept", TRAIN + " --epochs 1 --quiet --checkpoint state", "state: cannot be written",
       preexec_fn=small_disk(10**6))
 
+# --- scans, and what is drawn -----------------------------------------------------------------------------------
+SCANS = "test_classifier scans --model vae.pth --gmm gmm.pkl"
+SHOW = "show test.npz --model vae.pth --gmm gmm.pkl"
+
+
+def scans(name="8_1.png", **options):
+    """Prepare: a folder of one scan; a function makes it of a digit on paper, another the file of its bytes."""
+    def prepare(folder):
+        (folder / "scans").mkdir()
+        image = Image.fromarray(255 - data(folder)["data"][0]).resize((90, 90))
+        image = options.get("image", lambda image: image)(image)
+        image.save(out := io.BytesIO(), **{"format": "PNG", **options.get("save", {})})
+        (folder / "scans" / name).write_bytes(options.get("content", lambda file: file)(out.getvalue()))
+    return prepare
+
+
+case("an empty folder", SCANS, "scans: holds no image", "expected PNG or JPEG files")(
+    lambda folder: (folder / "scans").mkdir())
+case("a folder of what systems add", SCANS, "scans: holds no image")(scans(".DS_Store"))
+case("a text among the scans", SCANS, "scans/8_1.png: not a PNG or JPEG image", "expected a folder of such only")(
+    scans(content=lambda file: b"Dear diary, ..."))
+case("an empty file among the scans", SCANS, "scans/8_1.png: is empty")(scans(content=lambda file: b""))
+case("a TIFF image", SCANS, "scans/8_1.png: not a PNG or JPEG image")(scans(save=dict(format="TIFF")))
+case("a PNG file cut short", SCANS, "scans/8_1.png: a damaged image")(scans(content=lambda file: file[:len(file) // 2]))
+case("a JPEG file cut short", SCANS, "scans/8_1.jpg: a damaged image")(
+    scans("8_1.jpg", save=dict(format="JPEG"), content=lambda file: file[:len(file) // 2]))
+case("a PNG file that is damaged", SCANS, "scans/8_1.png: a damaged image")(
+    scans(content=lambda file: file[:60] + b"x" * 9 + file[69:]))
+case("a blank scan", SCANS, "scans/8_1.png: is blank", "expected a digit on paper")(
+    scans(image=lambda image: Image.new("L", (90, 90), 255)))
+case("a scan of few pixels", SCANS, "scans/8_1.png: is blank, or too small")(
+    scans(image=lambda image: image.resize((4, 4))))
+case("a huge scan", SCANS, "scans/8_1.png: too many pixels; at most 67,108,864 are read")(
+    scans(image=lambda image: Image.new("1", (10_000, 7_000), 1)))
+case("an animation", SCANS, "scans/8_1.png: an animation of 2 pictures")(
+    scans(save=dict(save_all=True, append_images=[Image.new("L", (90, 90))])))
+case("scans without labels to choose by", SCANS + " --keep-labels 8", "scans: has no label for scan.png",
+     "expected 8_NAME.png")(scans("scan.png"))
+case("scans without labels to train with", "train train.npz scans --model new.pth", "scans: has no label for scan.png")(
+    scans("scan.png"))
+case("no scan to keep", SCANS + " --keep-labels 1", "scans: holds no image labelled 1; its labels are 8")(scans())
+case("a table among the scans", SCANS + " --out-dir scans", "scans/vae.csv: would be written among the images")(scans())
+case("an image for an npz file", TEST, "test.npz: not an npz file")(
+    lambda folder: (scans()(folder), os.replace(folder / "scans" / "8_1.png", folder / "test.npz"),
+                    (folder / "scans").rmdir()))
+plain("a sheet that is no PNG file", SHOW + " --out sheet.jpg", "'--out'", "'sheet.jpg' does not end in .png", **misused)
+plain("a sheet of no image", SHOW + " -n 0", "'-n'", "1<=x", **misused)
+plain("a sheet in no folder", SHOW + " --out nowhere/sheet.png", "nowhere/sheet.png: the folder nowhere does not exist")
+plain("what was misread, without labels", "show recon.npz --misread --model vae.pth --gmm gmm.pkl",
+      "recon.npz: has no array 'labels'")
+plain("new digits of no label", "sample new.png --label 5 --model vae.pth --gmm gmm.pkl", "label is 5",
+      "expected one of [1, 4, 8]")
+plain("new digits in a file that is no PNG", "sample new --model vae.pth --gmm gmm.pkl", "'new' does not end in .png",
+      **misused)
+plain("anomalies beside nothing", "anomalies test.npz --model vae.pth", "Missing option '--normal'", **misused)
+plain("all alarms false", "anomalies test.npz --normal recon.npz --false-alarms 1", "'--false-alarms'", "0<x<1", **misused)
+plain("anomalies beside few images", "anomalies test.npz --normal recon.npz --model vae.pth --gmm gmm.pkl",
+      "recon.npz: holds 4 images; expected 19 or more for --false-alarms 0.05")
+plain("anomalies in the place of images",
+      "anomalies test.npz --normal train.npz --model vae.pth --gmm gmm.pkl --out test.npz",
+      "test.npz: is an input and would be overwritten")
+plain("a page in no folder", "explore --no-open --model vae.pth --gmm gmm.pkl --out nowhere/page.html",
+      "nowhere/page.html: the folder nowhere does not exist")
+
 # --- info -----------------------------------------------------------------------------------------------------------
 case("info on a text file", "info notes.txt", "notes.txt: not a file of this package", "expected images")(
     content("notes.txt", b"Dear diary, ..."))
@@ -489,25 +554,16 @@ def drive(name, folder, good):
             os.link(path, folder / path.name)  # a prepared file replaces the link, never the good file
     prepare(folder)
     before = state(folder)
-    result = run(folder, *words, **options)
+    result = run(folder, *words, **options) if options else call(folder, *words)
     after = state(folder)
     folder.chmod(0o755)
     return result, before, after
 
 
-@pytest.fixture(scope="module")
-def results(request, tmp_path_factory, good):
-    """The selected rows of the table, started two at a time."""
-    root = tmp_path_factory.mktemp("wrong")
-    names = [item.callspec.params["name"] for item in request.session.items if item.function is test_wrong_input]
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(drive, name, root / str(i), good) for i, name in enumerate(names)}
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_wrong_input(name, results):
+def test_wrong_input(name, tmp_path, good):
     _, _, code, expected, _ = CASES[name]
-    (exit_code, out, err), before, after = results[name].result()
+    (exit_code, out, err), before, after = drive(name, tmp_path / "here", good)
     assert exit_code == code, err
     lines = err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("Error: "), err

@@ -102,11 +102,12 @@ def data(digits, labels_per_digit, root, out_dir, seed, force, quiet, as_json):
         raise ClickException(f"{there[0]}: exists already; expected another --out-dir, or --force to replace it")
     check_outputs(paths)
     write_course_files(out_dir, digits, root, labels_per_digit, seed=seed)
+    if quiet and not as_json: return
     written = {path: load_npz(path) for path in paths}
     if as_json:
         say(as_text(**{part: dict(file=path, images=len(images), labels=labels is not None)
                        for part, (path, (images, labels)) in zip(("train", "val", "test"), written.items())}))
-    elif not quiet:
+    else:
         for path, (images, labels) in written.items():
             say(f"{path}: {count(len(images), 'image')}, {'without labels' if labels is None else 'with labels'}")
         say(f"Next: {next_command('train', *paths[:2])}", bold=True)
@@ -372,6 +373,18 @@ def anomalies(file, normal, false_alarms, model, gmm, out, device, quiet, as_jso
                            normal_images=len(known), table=out))
     say(f"{flags.sum()} of {count(len(images), 'image')} flagged; {false_alarms:g} of normal ones would be")
     if not quiet: say(f"Table: {out}, beside {count(len(known), 'normal image')}")
+
+# %% ../nbs/rooms/cli.ipynb #c11a0016
+@vae_gmm.command(short_help="Write a page to draw digits into, and open it.", help="""
+    Write one HTML page, for any browser, in which digits are drawn and read by the network, and open it.""")
+@options("model", "gmm", "page", "open", "device", "quiet")
+def explore(model, gmm, out, open_it, device, quiet):
+    check_outputs([out], files := trained(model, gmm))
+    from .explorer import write_explorer
+    write_explorer(restore(files, device), out)
+    if not quiet: say(f"Page: {out}")
+    if open_it and click.launch(str(out.resolve())):
+        say(f"Note: no browser was found; expected {out} to be opened by hand", err=True)
 
 # %% ../nbs/rooms/cli.ipynb #50d9a5e3
 @vae_gmm.command(short_help="Say what a file is.",

@@ -34,14 +34,17 @@ class Number(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value} is not a finite number.", param, ctx)
 
 class Labels(click.ParamType):
-    "Whole numbers with commas between them, as a tuple: `at_least` so many different ones, all of them in `among`."
+    "Whole numbers and spans such as 0-9, as a tuple: `at_least` so many different ones, all of them in `among`."
     name = "labels"
     def __init__(self, at_least=1, among=None): self.at_least, self.among = at_least, among
     def convert(self, value, param, ctx):
         if not isinstance(value, str): return value
-        try: labels = tuple(dict.fromkeys(int(word) for word in value.split(",")))
-        except ValueError:
+        ends = [re.fullmatch(r"\s*(-?\d{1,18})(?:-(\d{1,18}))?\s*", word, re.ASCII) for word in value.split(",")]
+        if None in ends:
             self.fail(f"{value!r} is not a list of whole numbers with commas between them, such as 1,4,8.", param, ctx)
+        spans = [range(int(end[1]), int(end[2] or end[1]) + 1) for end in ends]
+        if sum(map(len, spans)) > 10_000: self.fail(f"{value!r} names more than 10,000 labels.", param, ctx)
+        labels = tuple(dict.fromkeys(label for span in spans for label in span))
         if self.among and (strange := [label for label in labels if label not in self.among]):
             self.fail(f"{value!r} names {strange[0]}; expected {self.among[0]} to {self.among[-1]}.", param, ctx)
         if len(labels) < self.at_least:
@@ -188,7 +191,7 @@ class Commands(click.Group):
             else: raise
         if code is MemoryError: end(1, "not enough memory for this; expected fewer images or a smaller --batch-size")
         sys.exit(code if isinstance(code, int) else 0)
-    def as_program(self):
+    def as_program(self, **options):
         "What a program runs: the commands, and what holds for the whole process."
         for name in ("stdin", "stdout", "stderr"):
             if getattr(sys, name) is None:  # closed by the caller: the next file opened must not take its place
@@ -201,7 +204,7 @@ class Commands(click.Group):
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         warned = cache(lambda text: say(f"Warning: {text}", err=True))  # once, however often a library says it
         warnings.showwarning = lambda message, *args, **kwargs: warned(str(message))
-        self()
+        self(**options)
 
 # %% ../nbs/rooms/terminal.ipynb #e28d0d38
 def unwritable(path, others, inputs):
