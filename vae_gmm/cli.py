@@ -81,7 +81,6 @@ def pick_device(name):
     if int(number or 0) < here[kind]: return name
     raise ClickException(f"--device {name}: not in this machine; expected cpu, or auto to take what there is")
 
-# %% ../nbs/rooms/cli.ipynb #c11a0003
 def as_text(**values):
     "A JSON object, on one line; paths are told as texts."
     return json.dumps(values, default=str)
