@@ -83,7 +83,7 @@ def describe_images(path, headers):
 def describe_mixture(path):
     "About a mixture: its components, their labels, and the network it belongs to."
     from .model_files import load_gmm
-    mixture, labels, _, written_for, _ = load_gmm(path)
+    mixture, labels, _, written_for, *_ = load_gmm(path)
     dimensions = count(mixture.means.shape[1], "dimension")
     return {"kind": f"mixture of {count(len(mixture.weights), 'component')} in {dimensions}",
             "labels": labels.tolist(), "belongs to the network": written_for}
