@@ -29,6 +29,7 @@ report: export ## run the notebooks in build/, write report.pdf, show this machi
 publish: export ## run the notebooks in place: write figures/, what the notebooks store, README.md and report.pdf
 	rm -rf build/kept
 	VAE_GMM_KEPT= $(BIN)/python -m report.run
+	VAE_GMM_KEPT= $(BIN)/python -m report.pretrained
 	$(BIN)/python -m report.readme
 	$(BIN)/python -m report.build
 
@@ -44,7 +45,7 @@ readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
 pdf: $(INSTALLED) ## build report.pdf from the notebooks as published
 	$(BIN)/python -m report.build
 
-html: $(INSTALLED) ## build report.html from the notebooks as published
+html: $(INSTALLED) ## build report.html from the notebooks as published, and explorer.html, a page to draw into
 	$(BIN)/python -m report.build --html
 
 test: $(INSTALLED) ## check everything; the last line counts passed and failed
@@ -57,5 +58,5 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab nbs
 
 clean: ## remove .venv, trained networks and everything built
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis report.pdf report.html
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis report.pdf report.html explorer.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,8 @@
 The notebooks become one Markdown text (report/text.py, which says what is printed), pandoc reads it, and what the
 report adds is done on pandoc's document tree: figures, tables, links, citations (report/tree.py), numbered formulas
 (report/formulas.py). Typst sets the pages (report/layout.typ). With --html the same tree becomes one HTML file that
-needs nothing beside it (report/layout.html). report/metadata.yaml holds the title page and the list of chapters.
+needs nothing beside it (report/layout.html), and explorer.html is written beside it, a page to draw digits into
+(nbs/rooms/explorer.ipynb). report/metadata.yaml holds the title page and the list of chapters.
 
 An unknown equation, a missing figure, an unresolved citation or a formula that cannot be set ends the build with a
 message that names the notebook and the cell.
@@ -117,6 +118,7 @@ def source(meta, root, folder, only=None):
     if meta["html"]:
         options = ["html5", "--template=layout.html", "--mathml", "--embed-resources", "--toc", "--toc-depth=2",
                    "--number-sections", f"--variable=pagetitle:{escape(plain(document.metadata['title']))}",
+                   *(["--variable=explorer:explorer.html"] if only is None else []),
                    *(f"--variable=author:{escape(str(author['name']))}" for author in meta["authors"])]
     else:
         options = ["typst-citations", "--template=layout.typ", "--syntax-highlighting=idiomatic"]
@@ -159,8 +161,18 @@ def build_html(out, root=cells.ROOT, only=None, draft=False):
     write(out, page.encode())
 
 
+def build_explorer(out):
+    """Write the page to draw into, of the network that comes with the package, with the font for its formulas."""
+    from vae_gmm.classifier import VAEGMM  # takes seconds to load, and nothing else here needs it
+    from vae_gmm.explorer import write_explorer
+    with tempfile.TemporaryDirectory() as folder:
+        write_explorer(VAEGMM.pretrained(), page := Path(folder, "explorer.html"))
+        content = mend_html(page.read_text(encoding="utf-8"))
+    write(out, content.encode())
+
+
 @click.command()
-@click.option("--html", is_flag=True, help="Build report.html instead.")
+@click.option("--html", is_flag=True, help="Build report.html instead, and explorer.html.")
 @click.option("--out", default=None, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @click.option("--only", multiple=True, metavar="CHAPTER", help="A draft of these chapters alone, e.g. gmm.")
 @click.option("--draft", is_flag=True, help="Put up with figures and equations that are missing.")
@@ -171,6 +183,8 @@ def main(html, out, only, draft, source, root):
     out = out or Path(root, "report.html" if html else "report.pdf")
     if html:
         build_html(out, root, only or None, draft)
+        if not only:
+            build_explorer(out.with_name("explorer.html"))
     else:
         build_pdf(out, root, only or None, source, draft)
     click.echo(f"{out} written")

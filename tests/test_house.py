@@ -16,10 +16,11 @@ LIB = ROOT / "vae_gmm"
 FLOORS = [  # from the top; a module imports from the floors below its own
     {"__init__", "__main__"},
     {"cli"},
-    {"info"},
+    {"explorer", "info"},
     {"classifier"},
     {"uses"},
     {"training", "model_files", "scans"},
+    {"small"},
     {"data", "devices", "checkpoint", "config"},
     {"files", "vae", "gmm", "figures", "terminal", "mixture"}]
 STAIRS = ["__init__", "estimator", "sources", "missing", "fast", "steps", "checks"]  # inside mixture/, from the top

@@ -62,10 +62,13 @@ def test_the_sdist_has_what_the_wheel_needs_and_the_measurements(installed):
     assert not [name for name in names if name.startswith("tests") or "/._" in name]
 
 
+DATA = {Path("vae_gmm", name) for name in ("explorer.html", "pretrained.safetensors", "PRETRAINED.md")}
+
+
 def test_the_wheel_has_every_module(installed):
     site, _ = installed
     modules = {p.relative_to(ROOT) for p in (ROOT / "vae_gmm").rglob("*.py") if not p.name.startswith("._")}
-    assert {p.relative_to(site) for p in (site / "vae_gmm").rglob("*") if p.is_file()} == modules
+    assert {p.relative_to(site) for p in (site / "vae_gmm").rglob("*") if p.is_file()} == modules | DATA
     assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {"vae_gmm"}
 
 
@@ -73,6 +76,8 @@ def test_what_is_installed_can_be_used(installed, tmp_path):
     site, _ = installed
     code = "import vae_gmm; from vae_gmm import VAE, VAEGMM, GaussianMixture; print(vae_gmm.__file__)"
     assert python("-c", code, cwd=tmp_path, PYTHONPATH=str(site)).strip() == str(site / "vae_gmm" / "__init__.py")
+    code = "from vae_gmm import VAEGMM; print(VAEGMM.pretrained().classes_.tolist())"
+    assert python("-c", code, cwd=tmp_path, PYTHONPATH=str(site)).strip() == "[1, 4, 8]"
     assert "train" in python("-m", "vae_gmm", "--help", cwd=tmp_path, PYTHONPATH=str(site))
     meta = next(site.glob("*.dist-info"))
     assert "vae_gmm=vae_gmm.cli:main" in (meta / "entry_points.txt").read_text().replace(" ", "")

@@ -23,6 +23,7 @@ from .devices import seeded
 from .files import InputError, check_labels, replacing
 from .gmm import MixturePrior, e_step, fit_mixture, k_means_mixture
 from .model_files import load_gmm, load_vae, model_id, read_settings, save_gmm, save_vae
+from .small import PRETRAINED
 from .training import fit_vae
 from .uses import anomaly_score, conformal_p_value, interpolate, new_digits, rebuild
 from .vae import VAE, posterior
@@ -280,5 +281,7 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
     def load(cls, folder, device="cpu"):
         "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."
         return _restore(cls(device=device), *(Path(folder, name) for name in _FILES))
+    @classmethod
+    def pretrained(cls, device="cpu"): return cls.from_files(PRETRAINED, PRETRAINED, device)  # see PRETRAINED.md
     @classmethod
     def from_files(cls, vae_file, gmm_file, device="cpu"): return _restore(cls(device=device), vae_file, gmm_file)

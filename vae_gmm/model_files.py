@@ -22,6 +22,7 @@ from .checkpoint import open_tensors
 from .config import TrainConfig
 from .files import InputError, check_labels, first_bytes, npz_headers, read_npz, replacing, write_npz
 from .gmm import Mixture
+from .small import SMALL_FORMAT, load_small
 from .vae import VAE
 
 # %% ../nbs/rooms/model_files.ipynb #817227c0
@@ -143,15 +144,24 @@ def _safetensors_description(path):
         raise InputError(f"{path}: not a model of this package; expected a header that says '{_MODEL_FORMAT}'")
     return shapes, meta.get("latent_dim"), meta.get("dropout"), meta.get("straightened", False)
 
+def _is_small(path, start):
+    "Whether a file that begins with these bytes is a network in its small form, by its header."
+    try:
+        return start[8:9] == b"{" and safetensors_header(path)[0].get("format") == SMALL_FORMAT
+    except InputError:
+        return False
+
 @torch.inference_mode(False)  # the network can be trained on, wherever it is loaded
 def load_vae(path):
-    """The network in a file written by `save_vae`, or by `torch.save(model.state_dict())`, in evaluation mode.
+    """The network in a file of `save_vae`, `small_bytes` or `torch.save(model.state_dict())`, in evaluation mode.
 
     Raises `InputError` for anything else; no code in the file can run."""
     start = first_bytes(path, "a model file")
     if start[:1] == b"\x80":
         raise InputError(f"{path}: a pickle; {_PICKLE_ADVICE}, "
                          "or by torch.save(model.state_dict(), ...) in its present format")
+    if _is_small(path, start):
+        return load_small(path)[0]
     state = _torch_tensors(path) if start[:2] == b"PK" else None
     described = _safetensors_description(path) if state is None else _torch_description(state)
     shapes, size, dropout, straightened = described
@@ -199,6 +209,9 @@ def _mixture_arrays(path):
     start = first_bytes(path, "a mixture file")
     if start[:1] == b"\x80":
         raise InputError(f"{path}: a pickle; {_PICKLE_ADVICE}")
+    if _is_small(path, start):
+        vae, arrays, _ = load_small(path)
+        return arrays | dict(model_id=model_id(vae))  # one file holds both
     if start[:2] != b"PK":
         raise InputError(f"{path}: not a mixture of this package, which is an npz file written by `vae_gmm train`"
                          f"{' (this may be a model)' if start[8:9] == b'{' else ''}")
@@ -241,7 +254,7 @@ def _mixture_of(arrays, path):
         raise InputError(f"{path}: damaged mixture ({err})") from err
 
 def load_gmm(path):
-    "(mixture, labels, shares, model id, calibration or None) from a file of `save_gmm`; `InputError` for all else."
+    "(mixture, labels, shares, model id, calibration or None) of `save_gmm` or `small_bytes`; else `InputError`."
     arrays = _mixture_arrays(path)
     return *_mixture_of(arrays, path), str(arrays.get("model_id", "")), arrays.get("calibration")
 
