@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from vae_gmm.classifier import VAEGMM
+from vae_gmm.classifier import _PRETRAINED, VAEGMM
 from vae_gmm.data import as_images, embedded_digits, load_npz, straighten, write_course_files
 from vae_gmm.files import InputError
 from vae_gmm.model_files import load_gmm, load_vae, model_id
-from vae_gmm.small import PRETRAINED, load_small, small_bytes
+from vae_gmm.small import load_small, small_bytes
+
+PRETRAINED = Path(_PRETRAINED)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = json.loads((ROOT / "figures" / "results.json").read_text(encoding="utf-8"))
@@ -65,7 +67,7 @@ def test_everything_works_that_works_with_a_network(clf, tmp_path):
 
 
 def test_one_file_is_both_network_and_mixture(clf):
-    vae, (mixture, classes, shares, written_for) = load_vae(PRETRAINED), load_gmm(PRETRAINED)
+    vae, (mixture, classes, shares, written_for, _) = load_vae(PRETRAINED), load_gmm(PRETRAINED)
     assert written_for == model_id(vae) == model_id(clf.vae_)
     assert classes.tolist() == [1, 4, 8] and shares.shape == (3, 3)
     assert all(torch.equal(a, b) for a, b in zip(mixture, clf.mixture_))

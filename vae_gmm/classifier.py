@@ -8,6 +8,7 @@ __all__ = ['classification_metrics', 'wilson_interval', 'VAEGMM']
 # %% ../nbs/05_classifier.ipynb #a25a4a3e
 import json
 from dataclasses import asdict, replace
+from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -21,9 +22,8 @@ from .config import TrainConfig
 from .data import as_images, split_indices, straighten
 from .devices import seeded
 from .files import InputError, check_labels, replacing
-from .gmm import MixturePrior, e_step, fit_mixture, k_means_mixture
+from .gmm import MixturePrior, e_step, fit_mixture
 from .model_files import load_gmm, load_vae, model_id, read_settings, save_gmm, save_vae
-from .small import PRETRAINED
 from .training import fit_vae
 from .uses import anomaly_score, conformal_p_value, interpolate, new_digits, rebuild
 from .vae import VAE, posterior
@@ -139,6 +139,7 @@ def _restore(clf, vae_file, gmm_file, settings_file=None):
     return clf
 
 _FILES = "vae.safetensors", "gmm.npz", "config.json"  # in the folder that `save` writes
+_PRETRAINED = str(files("vae_gmm") / "pretrained.safetensors")
 
 # %% ../nbs/05_classifier.ipynb #c52e8d31
 def _parted(X, y):
@@ -207,7 +208,8 @@ def _mixture(clf, X, y):
     mu, logvar = _latents(clf, X)
     config, K = vars(clf).get("config_") or _settings(clf)["config"], _components(clf, y)
     if not config.prior_epochs:
-        return fit_mixture(mu.double(), k_means_mixture(mu.double(), K, config.seed), max_iter=500, tol=1e-4)[0]
+        (plain := MixturePrior(K, equal_weights=False, shrinkage=0)).start(mu, config.seed)
+        return fit_mixture(mu.double(), plain.mixture, max_iter=500, tol=1e-4)[0]
     prior = MixturePrior(K, config.equal_weights, config.shrinkage)
     trained = vars(clf).get("prior_") or prior
     same = trained.mixture and trained.n_components == K
@@ -248,9 +250,7 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         _raise_failure(_train(self, X, y_lab, fit_options).history_)
         return self.fit_gmm(X, X_lab, y_lab)
     def fit_vae(self, X, **fit_options): return _train(self, X, None, fit_options)  # the first half: the network
-    def fit_gmm(self, X, X_lab, y_lab):
-        "The second half: the mixture on the latents of unlabelled images, named by the labelled ones."
-        return _named(self, *_checked(X, X_lab, y_lab))
+    def fit_gmm(self, X, X_lab, y_lab): return _named(self, *_checked(X, X_lab, y_lab))  # the second: mixture and names
     @property
     def component_labels_(self): return self.classes_[self.shares_.argmax(1)]  # (K,)
     def encode(self, X): return _latents(self, X)[0].double().numpy()  # latent means (n, latent_dim), float64
@@ -282,6 +282,6 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."
         return _restore(cls(device=device), *(Path(folder, name) for name in _FILES))
     @classmethod
-    def pretrained(cls, device="cpu"): return cls.from_files(PRETRAINED, PRETRAINED, device)  # see PRETRAINED.md
+    def pretrained(cls, device="cpu"): return cls.from_files(_PRETRAINED, _PRETRAINED, device)  # see PRETRAINED.md
     @classmethod
     def from_files(cls, vae_file, gmm_file, device="cpu"): return _restore(cls(device=device), vae_file, gmm_file)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from .config import History, TrainConfig, progress_bar
+from .config import History, TrainConfig
 from .data import SubsetImagesFromNPZ, add_noise, as_images, augment_batch
 from .devices import RecordedStep, Team, gather, products, seeded
 from .files import InputError, replacing
@@ -292,7 +292,7 @@ def fit_vae(
         run = Run(getattr(model, "_orig_mod", model), replace(config, precision=precision), len(train), prior)
         after = [keeping(run, checkpoint, resume, fingerprint(*sets))] if checkpoint is not None else []
         epochs = config.epochs + bool(prior) * config.prior_epochs
-        with progress_bar(run.history, epochs, progress if team.rank == 0 else False) as draw:
+        with run.history.progress(epochs, progress if team.rank == 0 else False) as draw:
             after += [draw] + [lambda: callback(run.history)] * (callback is not None)
             run.history.stopped = run_epochs(run, train, val, after, team, model=model, step=step)
     return finish(run, model)

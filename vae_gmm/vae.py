@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['kl_divergence', 'reconstruction_loss', 'vae_loss', 'VAE', 'evaluate', 'posterior', 'decode', 'elbo']
+__all__ = ['kl_divergence', 'reconstruction_loss', 'vae_loss', 'VAE', 'evaluate', 'posterior', 'decode']
 
 # %% ../nbs/02_vae.ipynb #7c45ff43
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
