@@ -11,6 +11,8 @@ from vae_gmm.files import InputError
 from vae_gmm.gmm import Mixture, MixturePrior, discriminant_plane, k_means_mixture
 from vae_gmm.mixture.missing import missing_sums
 from vae_gmm.mixture.steps import Parameters, precision_cholesky
+from vae_gmm.training import fit_vae
+from vae_gmm.vae import VAE
 
 
 # missing values -------------------------------------------------------------------------------------------------------
@@ -103,3 +105,42 @@ def test_the_chapters_mixture_whatever_torchs_default_device():
     with torch.device("meta"):
         after = results()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+# arguments ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def clf(fitted): return fitted[1]()
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, 0.5, None, "3", True, np.array([3]), float("nan"), 2**40, [3]], ids=repr)
+def test_a_number_of_images_is_a_whole_number_above_zero(clf, n):
+    with pytest.raises(InputError, match="^n is .*; expected a whole number from 1 to"):
+        clf.sample(n)
+
+
+@pytest.mark.parametrize("label", [4, 4.0, "4", np.uint8(4), np.array(4), torch.tensor(4), [4]], ids=repr)
+def test_a_label_in_any_form_that_is_a_whole_number(clf, label):
+    assert set(clf.sample(np.int64(3), label=label)[1]) == {4}
+
+
+@pytest.mark.parametrize("label", [True, "four", 4.5, float("nan"), object, 7, -1, ()], ids=repr)
+def test_another_label_is_refused(clf, label):
+    with pytest.raises(InputError, match="^label is .*; expected"):
+        clf.sample(3, label=label)
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta"), "nowhere", "", 99, 2**70, "cuda:99"], ids=repr)
+def test_a_device_that_holds_no_numbers_is_refused_by_name(fitted, device, tmp_path):
+    clf = VAEGMM(device=device)
+    with pytest.raises(InputError, match="^device is .*; expected one that is in this machine"):
+        clf.fit_vae(fitted[0])
+    with pytest.raises(InputError, match="^device is "):
+        VAEGMM.load(tmp_path, device=device)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m.to("meta"), torch.nn.DataParallel, torch.nn.Sequential, lambda m: m.fc1],
+                         ids=["meta", "DataParallel", "Sequential", "a layer"])
+def test_a_network_that_could_not_be_trained_to_the_end_is_refused(fitted, wrap):
+    with pytest.raises(InputError, match="^model"):
+        fit_vae(wrap(VAE()), fitted[0], config=TrainConfig.fast(epochs=1), prior=MixturePrior(2))

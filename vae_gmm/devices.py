@@ -132,11 +132,13 @@ def launched(device_type, size):
 def _check_weights(model):
     "Raise `InputError` unless these weights can be trained."
     weights = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
-    if not weights:
+    if not weights or not hasattr(model, "encode"):
         raise InputError(f"model is of type {type(model).__name__}; expected a network with weights, a VAE")
     if types := {str(weight.dtype) for weight in weights} - {"torch.float32"}:
         raise InputError(f"model: has weights of type {', '.join(sorted(types))}; "
                          "expected float32, as model.float() makes them")
+    if any(weight.is_meta for weight in weights):
+        raise InputError("model: has weights on the device 'meta', which holds no numbers; expected another device")
     if not any(weight.requires_grad for weight in weights):
         raise InputError("model: all weights are frozen; expected some that can be trained")
     if any(weight.is_inference() for weight in weights):
