@@ -6,7 +6,7 @@ import torch
 
 from vae_gmm.classifier import VAEGMM, classification_metrics
 from vae_gmm.config import TrainConfig
-from vae_gmm.data import as_images
+from vae_gmm.data import SubsetImagesFromNPZ, as_images
 from vae_gmm.files import InputError
 from vae_gmm.gmm import Mixture, MixturePrior, discriminant_plane, k_means_mixture
 from vae_gmm.mixture.missing import missing_sums
@@ -144,3 +144,12 @@ def test_a_device_that_holds_no_numbers_is_refused_by_name(fitted, device, tmp_p
 def test_a_network_that_could_not_be_trained_to_the_end_is_refused(fitted, wrap):
     with pytest.raises(InputError, match="^model"):
         fit_vae(wrap(VAE()), fitted[0], config=TrainConfig.fast(epochs=1), prior=MixturePrior(2))
+
+
+@pytest.mark.parametrize("name", ["augment", "flip", "flatten", "straighten"])
+@pytest.mark.parametrize("value", ["no", "False", None, 1, 0.0, [True]], ids=repr)
+def test_a_switch_of_a_data_set_is_true_or_false(digits, tmp_path, name, value):
+    np.savez(tmp_path / "some.npz", data=digits[0][:4])
+    with pytest.raises(InputError, match=f"^{name} is .*; expected True or False"):
+        SubsetImagesFromNPZ(tmp_path / "some.npz", **{name: value})
+    assert len(SubsetImagesFromNPZ(tmp_path / "some.npz", **{name: np.bool_(True)})) == 4

@@ -204,6 +204,16 @@ def positions(index, n):
     except (IndexError, TypeError, ValueError) as err:
         raise IndexError(f"{err}; expected an index from {-n} to {n - 1}, a slice, a list or a mask") from None
 
+def check_settings(noise_std, seed, **switches):
+    "`InputError` for a setting that a data set cannot follow."
+    if not (isinstance(noise_std, Real) and 0 <= noise_std < math.inf):
+        raise InputError(f"noise_std is {noise_std!r}; expected a number that is not negative")
+    if not (seed is None or isinstance(seed, Integral) and 0 <= seed < 2**64):
+        raise InputError(f"seed is {seed!r}; expected a whole number that is not negative, or None")
+    for name, switch in switches.items():
+        if not isinstance(switch, (bool, np.bool_)):
+            raise InputError(f"{name} is {switch!r}; expected True or False")
+
 def as_wanted(images, straight, flatten):
     "Images from a file as tensors, straightened and flattened where asked for."
     x = as_images(images)
@@ -228,10 +238,7 @@ class SubsetImagesFromNPZ(Dataset):
         flatten=False,  # vectors of 784 values, as in the course project, not pictures
         straighten=False,  # centre of mass in the middle, slant taken out
     ):
-        if not (isinstance(noise_std, Real) and 0 <= noise_std < math.inf):
-            raise InputError(f"noise_std is {noise_std!r}; expected a number that is not negative")
-        if not (seed is None or isinstance(seed, Integral) and 0 <= seed < 2**64):
-            raise InputError(f"seed is {seed!r}; expected a whole number that is not negative, or None")
+        check_settings(noise_std, seed, augment=augment, flip=flip, flatten=flatten, straighten=straighten)
         images, labels = load_npz(npz_file, keep_labels)
         self.images = as_wanted(images, straighten, flatten)
         self.labels = torch.full((len(images),), -1, device="cpu") if labels is None else torch.from_numpy(labels)
