@@ -21,19 +21,11 @@ from .data import as_images, load_npz, straighten, write_course_files
 from .files import InputError, check_labels, listed, replacing
 from .gmm import discriminant_plane, e_step
 from .small import load_small, small_bytes
-from .vae import posterior, reconstruction_loss
-
-# %% ../nbs/rooms/explorer.ipynb #e3000006
-def anomaly_scores(vae, mixture, x):
-    "Scores (n,) of images (n, 1, 28, 28) that are straightened if the network's are, eq. (X.1)."
-    z = posterior(vae, x)[0]
-    with torch.inference_mode():
-        logits = torch.cat([vae.decode(part) for part in z.split(512)]).double()
-    own = -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).flatten(1).sum(1)
-    return reconstruction_loss(logits, x.double()) - own - e_step(z.double(), *mixture)[1]
+from .uses import anomaly_score
+from .vae import posterior
 
 # %% ../nbs/rooms/explorer.ipynb #e3000008
-POINTS, OFFERED = 600, 36  # latent points in the plane, digits to be read
+POINTS, OFFERED = 600, 30  # latent points in the plane, digits to be read
 
 def embedded_parts(classes):
     "(training images, unseen images, their labels) of these digits, from the embedded ones."
@@ -73,7 +65,7 @@ def page_data(clf, vae, train, unseen, labels):
         points=lists(plane.project(z), 4), members=e_step(z, *mixture)[0].argmax(1).tolist(),
         digits=[dict(image=bytes_of(unseen[i]), label=int(labels[i]))
                 for i in sorted(offered, key=lambda i: labels[i])],
-        scores=sorted(lists(anomaly_scores(vae, mixture, ready(unseen[rest])), 3)))
+        scores=sorted(lists(anomaly_score(vae, mixture, unseen[rest]), 4)))
 
 # %% ../nbs/rooms/explorer.ipynb #e300000a
 def write_explorer(
