@@ -1,7 +1,6 @@
 """Are new digits digits, and are all kinds among them? Three draws: `python -m experiments.new_digits [SEED ...]`.
 
-The networks are those of a draw (runs.py), of 24 + 24 epochs with products in bfloat16; 500 samples of each of 1, 4
-and 8. A small convolutional network that knows all ten digits, trained with labels on straightened MNIST training
+The networks are those of accuracy.py; 500 samples of each of 1, 4 and 8. A small convolutional network that knows all ten digits, trained with labels on straightened MNIST training
 images that are not embedded, says what each sample is. Its 64 features measure coverage and density [Naeem et al.
 2020], with 5 neighbours: 1,500 official test images of 1, 4 and 8 are the real ones, and the samples are held against
 1,500 other test images in their place. Nothing was chosen by the result. Beside it, in draw 0: samples of a network of
@@ -17,22 +16,15 @@ from torch import nn
 import torch.nn.functional as F
 
 from experiments import runs
-from experiments.anomalies import CONFIG
-from vae_gmm.checkpoint import kept
-from vae_gmm.classifier import VAEGMM
-from vae_gmm.config import TrainConfig
 from vae_gmm.data import as_images, straighten
 from vae_gmm.vae import decode
-
-STAGE_ONE = TrainConfig.fast(precision="bfloat16", epochs=24, prior_epochs=0)
-
 
 def upright(images):
     """Straightened images, (n, 1, 28, 28)."""
     return straighten(as_images(images))[0]
 
 
-def reader(x, labels, epochs=4, seed=0):
+def reader(x, labels, epochs=5, seed=0):
     """A network of two convolutions that reads ten digits: (what makes features, what reads them)."""
     torch.manual_seed(seed)
     features = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 5, 2, 2), nn.ReLU(), nn.Flatten(),
@@ -75,25 +67,17 @@ def judged(x, meant, real, features, answer):
                         coverage=round(coverage, 4))
 
 
-def trained(config, seed):
-    """The classifier of a draw, and the images that it was trained on."""
-    X, X_lab, y_lab = runs.draw(seed)
-    clf = VAEGMM(random_state=seed, config=config)
-    with kept(clf, X) as path:
-        clf.fit_labelled(X, X_lab, y_lab, checkpoint=path, resume=True)
-    return clf, upright(X)
-
-
 def one(seed):
     """What the reader makes of samples, of real images, and in draw 0 of samples of stage one."""
     images, labels = runs.outside_images()
-    chosen = np.random.default_rng(seed).permutation(len(images))[:20000]
+    chosen = np.random.default_rng(seed).permutation(len(images))[:12000]
     features, answer = reader(upright(images[chosen]), labels[chosen], seed=seed)
     test, names = runs.test_images()
     order = np.random.default_rng(seed).permutation(len(test))[:3000]
     x, names = upright(test[order]), names[order]
     real, other = x[:1500], x[1500:]
-    clf, known = trained(CONFIG, seed)
+    draw = runs.draw(seed)
+    clf, known = runs.trained(seed, draw), upright(draw[0])
     parts = [clf.sample(500, label=d, random_state=seed) for d in runs.DIGITS]
     new, meant = torch.from_numpy(np.concatenate([p[0] for p in parts])), np.concatenate([p[1] for p in parts])
     found = dict(new=judged(new, meant, real, features, answer) | dict(nearest=nearest(new, known)),
@@ -102,7 +86,7 @@ def one(seed):
         by_digit = {d: round(float((answer(features(new)).argmax(1).numpy() == d)[meant == d].mean()), 4)
                     for d in runs.DIGITS}
     if seed == 0:
-        first, _ = trained(STAGE_ONE, seed)
+        first = runs.trained(seed, draw, dict(prior_epochs=0))
         z = torch.randn(1500, first.latent_dim, generator=torch.Generator().manual_seed(seed))
         plain = torch.from_numpy(decode(first.vae_, z))
         found["stage_one"] = judged(plain, None, real, features, answer) | dict(nearest=nearest(plain, known))
