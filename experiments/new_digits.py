@@ -1,11 +1,11 @@
 """Are new digits digits, and are all kinds among them? Three draws: `python -m experiments.new_digits [SEED ...]`.
 
-The networks are those of accuracy.py; 500 samples of each of 1, 4 and 8. A small convolutional network that knows all ten digits, trained with labels on straightened MNIST training
-images that are not embedded, says what each sample is. Its 64 features measure coverage and density [Naeem et al.
-2020], with 5 neighbours: 1,500 official test images of 1, 4 and 8 are the real ones, and the samples are held against
-1,500 other test images in their place. Nothing was chosen by the result. Beside it, in draw 0: samples of a network of
-stage one alone, from its prior N(0, I). No copies: the distance of a sample to the nearest of the images that were
-trained on, beside that of real test images.
+The networks are those of accuracy.py; 500 samples of each of 1, 4 and 8. A small convolutional network that knows all
+ten digits, trained with labels on 12,000 straightened MNIST training images that are not embedded, says what each
+sample is. Its 64 features measure coverage and density (Naeem et al., 2020), with 5 neighbours: 1,500 official test
+images of 1, 4 and 8 are the real ones, and the samples are held against 1,500 other test images in their place. Nothing
+was chosen by the result. Beside it, in draw 0: samples of a network of stage one alone, from its prior N(0, I). No
+copies: the distance of a sample to the nearest of the images that were trained on, beside that of real test images.
 """
 import sys
 
