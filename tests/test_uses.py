@@ -181,6 +181,7 @@ def test_steps_that_are_none(clf, digits, steps):
 
 
 def test_images_that_are_none(clf, digits):
-    for a, b, name in ((digits[0][:2], digits[0][0], "a"), (digits[0][0], digits[0][0, :5], "b"), (None, digits[0][0], "a")):
+    one = digits[0][0]
+    for a, b, name in ((digits[0][:2], one, "a"), (one, one[:5], "b"), (None, one, "a")):
         with pytest.raises(InputError, match=f"^{name}"):
             clf.interpolate(a, b)

@@ -90,6 +90,14 @@ def conformal_p_value(
     return (1 + higher) / (len(calibration) + 1)  # eq. (7.11)
 
 # %% ../nbs/07_uses.ipynb #07a0002e
+def latent_points(mixture, n, weights, seed):
+    "Components (n,), drawn by the weights (K,), and a point (n, D) of each, eq. (7.13)."
+    generator = torch.Generator().manual_seed(seed)
+    c = torch.multinomial(weights, n, replacement=True, generator=generator)
+    eps = torch.randn(n, mixture.means.shape[1], dtype=torch.float64, generator=generator)
+    return c, mixture.means[c] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(mixture.covariances)[c], eps)
+
+# %% ../nbs/07_uses.ipynb #07a0002f
 def new_digits(vae, mixture, names, n, label=None, seed=0):
     "n new images (n, 1, 28, 28), straight if the network's are, and the names of their components, drawn by weight."
     weights = mixture.weights.clone()
@@ -97,13 +105,10 @@ def new_digits(vae, mixture, names, n, label=None, seed=0):
         if not (named := names == label).any():
             raise InputError(f"label is {label!r}; expected one of {np.unique(names).tolist()}")
         weights[torch.from_numpy(~named)] = 0
-    generator = torch.Generator().manual_seed(seed)
-    c = torch.multinomial(weights, int(n), replacement=True, generator=generator)
-    eps = torch.randn(int(n), mixture.means.shape[1], dtype=torch.float64, generator=generator)
-    z = mixture.means[c] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(mixture.covariances)[c], eps)  # eq. (7.13)
+    c, z = latent_points(mixture, int(n), weights, seed)
     return decode(vae, z.numpy()), names[c.numpy()]
 
-# %% ../nbs/07_uses.ipynb #07a00030
+# %% ../nbs/07_uses.ipynb #07a00031
 def _posed(y, pose): return y if pose is None else put_back(torch.from_numpy(y), pose.to("cpu")).numpy()
 
 def rebuild(vae, images):
@@ -115,7 +120,8 @@ def interpolate(vae, a, b, steps=8):
     "Images (steps, 1, 28, 28) on the way from image a to image b: latent means and poses in equal steps, eq. (7.14)."
     if not (isinstance(steps, Integral) and steps >= 2):
         raise InputError(f"steps is {steps!r}; expected a whole number of two or more")
-    x, pose = seen(vae, torch.cat([as_images(np.reshape(image, (1, -1)), name) for image, name in ((a, "a"), (b, "b"))]))
+    both = [(image if torch.is_tensor(image) else np.asarray(image)).reshape(1, -1) for image in (a, b)]
+    x, pose = seen(vae, torch.cat([as_images(image, name) for image, name in zip(both, "ab")]))
     mu, t = posterior(vae, x)[0], torch.linspace(0, 1, steps)[:, None]
     def between(ends): return ends[0] + t * (ends[1] - ends[0])  # eq. (7.14)
     return _posed(decode(vae, between(mu)), None if pose is None else between(pose))
