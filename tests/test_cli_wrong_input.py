@@ -134,7 +134,8 @@ plain("digits that there are not", "data --digits 1,12", "'--digits'", "names 12
 plain("no such file", "train nowhere.npz val.npz", "nowhere.npz: no such file", "expected an npz file")
 plain("no such file, with blanks and umlauts in its name", ["info", "zwölf Übungen.npz"],
       "zwölf Übungen.npz: no such file", "expected images")
-plain("a folder of other files", "train . val.npz", "gmm.pkl: not a PNG or JPEG image", "expected a folder of such only")
+plain("a folder that the network would be written to", "train . val.npz", "vae.pth: would be written among the images",
+      "expected another folder")
 case("an empty file", TRAIN, "train.npz: is empty", "expected an npz file")(content("train.npz", b""))
 case("cut short", TRAIN, "train.npz: not an npz file, or cut short", "numpy.savez")(
     content("train.npz", lambda good: good[:-100]))
@@ -449,11 +450,12 @@ case("scans without labels to choose by", SCANS + " --keep-labels 8", "scans: ha
 case("scans without labels to train with", "train train.npz scans --model new.pth", "scans: has no label for scan.png")(
     scans("scan.png"))
 case("no scan to keep", SCANS + " --keep-labels 1", "scans: holds no image labelled 1; its labels are 8")(scans())
-case("a table among the scans", SCANS + " --out-dir scans", "scans/vae.csv: would be written among the images")(scans())
+case("a table among the scans", SCANS + " --out-dir scans", "scans/vae.csv: would be written among the images")(
+    scans())
 case("an image for an npz file", TEST, "test.npz: not an npz file")(
     lambda folder: (scans()(folder), os.replace(folder / "scans" / "8_1.png", folder / "test.npz"),
                     (folder / "scans").rmdir()))
-plain("a sheet that is no PNG file", SHOW + " --out sheet.jpg", "'--out'", "'sheet.jpg' does not end in .png", **misused)
+plain("a sheet that is no PNG file", SHOW + " --out a.jpg", "'--out'", "'a.jpg' does not end in .png", **misused)
 plain("a sheet of no image", SHOW + " -n 0", "'-n'", "1<=x", **misused)
 plain("a sheet in no folder", SHOW + " --out nowhere/sheet.png", "nowhere/sheet.png: the folder nowhere does not exist")
 plain("what was misread, without labels", "show recon.npz --misread --model vae.pth --gmm gmm.pkl",
@@ -463,7 +465,8 @@ plain("new digits of no label", "sample new.png --label 5 --model vae.pth --gmm 
 plain("new digits in a file that is no PNG", "sample new --model vae.pth --gmm gmm.pkl", "'new' does not end in .png",
       **misused)
 plain("anomalies beside nothing", "anomalies test.npz --model vae.pth", "Missing option '--normal'", **misused)
-plain("all alarms false", "anomalies test.npz --normal recon.npz --false-alarms 1", "'--false-alarms'", "0<x<1", **misused)
+plain("all alarms false", "anomalies test.npz --normal recon.npz --false-alarms 1", "'--false-alarms'", "0<x<1",
+      **misused)
 plain("anomalies beside few images", "anomalies test.npz --normal recon.npz --model vae.pth --gmm gmm.pkl",
       "recon.npz: holds 4 images; expected 19 or more for --false-alarms 0.05")
 plain("anomalies in the place of images",

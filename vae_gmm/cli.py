@@ -193,7 +193,7 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
 def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkpoint, seed, device, quiet, as_json,
           **given):
     model, gmm, checkpoint = out_dir / model, out_dir / gmm, out_dir / checkpoint if checkpoint else None
-    check_outputs([path for path in (model, gmm, checkpoint) if path], [train_file, val_file])
+    check_outputs([path for path in (model, gmm, checkpoint) if path], images=[train_file, val_file])
     images, val_images, labels = read_training_files(train_file, val_file, keep_labels, quiet)
     from .classifier import VAEGMM  # after the checks: it loads more
     from .config import TrainConfig
@@ -221,7 +221,7 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkp
 def test_reconstruction(recon_file, model, out_dir, device, quiet, as_json):
     out = out_dir / "vae_reconstructed.npz"
     files = [] if str(model) == "pretrained" else [found("--model", model, out_dir)]
-    check_outputs([out], [recon_file, *files])
+    check_outputs([out], files, [recon_file])
     from .data import as_images
     from .files import read_npz, write_npz
     x = as_images(read(recon_file, quiet or as_json, read_labels=False)[0])
@@ -258,7 +258,7 @@ def say_similar(rows, model, out, quiet, as_json):
 @options("test_file", "model", "gmm", "out_dir", "keep_labels", "device", "quiet", "json")
 def test_classifier(test_file, model, gmm, out_dir, keep_labels, device, quiet, as_json):
     out, files = out_dir / "vae.csv", trained(model, gmm, out_dir)
-    check_outputs([out], [test_file, *files])
+    check_outputs([out], files, [test_file])
     import numpy as np
     images, labels, names = read(test_file, quiet, keep_labels=keep_labels, require_labels=keep_labels is not None)
     clf = restore(files, device)
@@ -324,7 +324,7 @@ def write_sheet(path, *images, **texts):
     Where FILE has labels, what was misread is red and has its label before it. Writes a PNG file.""")
 @options("file", "model", "gmm", "keep_labels", "n", "misread", "sheet", "device", "quiet")
 def show(file, model, gmm, keep_labels, n, misread, out, device, quiet):
-    check_outputs([out], [file, *(files := trained(model, gmm))])
+    check_outputs([out], files := trained(model, gmm), [file])
     import numpy as np
     images, labels, _ = read(file, quiet, keep_labels=keep_labels, require_labels=misread or keep_labels is not None)
     clf = restore(files, device)
@@ -357,7 +357,7 @@ def sample(picture, label, n, model, gmm, seed, device, quiet):
     a folder, with the name of each file behind it.""")
 @options("file", "normal", "false_alarms", "model", "gmm", "table", "device", "quiet", "json")
 def anomalies(file, normal, false_alarms, model, gmm, out, device, quiet, as_json):
-    check_outputs([out], [file, normal, *(files := trained(model, gmm))])
+    check_outputs([out], files := trained(model, gmm), [file, normal])
     images, _, names = read(file, quiet, read_labels=False)
     known = read(normal, quiet, read_labels=False)[0]
     if (least := math.ceil(1 / false_alarms - 1e-9) - 1) > len(known):

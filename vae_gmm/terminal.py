@@ -207,21 +207,22 @@ class Commands(click.Group):
         self(**options)
 
 # %% ../nbs/rooms/terminal.ipynb #e28d0d38
-def unwritable(path, others, inputs):
+def unwritable(path, others, inputs, images):
     "Why no output can be written at `path`, or None."
     if not path.parent.is_dir(): return f"the folder {path.parent} does not exist; expected an existing folder"
     if path.exists() and not path.is_file(): return "cannot be written, it is a folder or a device; expected a file"
-    if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
+    if path.exists() and any(file.exists() and path.samefile(file) for file in [*inputs, *images]):
         return "is an input and would be overwritten; expected another name"
-    if any(folder.is_dir() and folder.resolve() in path.resolve().parents for folder in inputs):
+    if any(folder.is_dir() and folder.resolve() in path.resolve().parents for folder in images):
         return "would be written among the images; expected another folder"
     if path.resolve() in [file.resolve() for file in others]: return "would be written twice; expected two names"
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as part: part.write(b"x")
 
 # %% ../nbs/rooms/terminal.ipynb #6ec3f82e
-def check_outputs(outputs, inputs=()):
-    "Raise a `ClickException` unless a file can be written at each of `outputs` and none is another or an input."
+def check_outputs(outputs, inputs=(), images=()):
+    """Raise a `ClickException` unless a file can be written at each of `outputs`, and none is another or an input,
+    or lies in one of `images` that is a folder."""
     for i, path in enumerate(outputs):
-        try: wrong = unwritable(path, outputs[:i], inputs)
+        try: wrong = unwritable(path, outputs[:i], inputs, images)
         except OSError as err: wrong = f"cannot be written ({err.strerror})"
         if wrong: raise ClickException(f"{path}: {wrong}")
