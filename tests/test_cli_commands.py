@@ -108,7 +108,7 @@ def test_anomalies(here, digits):
     rng = np.random.default_rng(0)
     np.savez(here / "normal.npz", data=np.concatenate([digits[0][:60], np.load(here / "test.npz")["data"][:20]]))
     np.savez(here / "odd.npz", data=rng.integers(0, 256, (10, 28, 28), dtype=np.uint8))
-    code, out, err = call(here, "anomalies", "odd.npz", "--normal", "normal.npz", *MODEL)
+    code, out, err = call(here, "anomalies", "odd.npz", "--normal", "normal.npz", "--model", "pretrained")
     assert code == 0, err
     rows = [line.split(",") for line in (here / "anomalies.csv").read_text().splitlines()]
     assert rows[0] == ["Score", "P_Value", "Anomaly"] and len(rows) == 11

@@ -30,7 +30,7 @@ def open_image(path):
                     raise Image.DecompressionBombError
                 if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
                     raise InputError(f"{path}: an animation of {image.n_frames} pictures; expected one digit")
-                image.draft("L", (400, 400))  # of JPEG, the smallest size above this
+                image.draft("L", (1000, 1000))  # of JPEG, the smallest size above this
                 return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as err:
         raise InputError(f"{path}: not a PNG or JPEG image; expected a folder of such only") from err
@@ -40,17 +40,15 @@ def open_image(path):
     except Exception as err:  # a damaged file can fail in zlib, struct, Pillow's parsers and more
         raise InputError(f"{path}: a damaged image ({type(err).__name__}); expected a complete PNG or JPEG") from err
 
-def greys(image):
-    "Grey values (h, w) in [0, 1] of at most 400 pixels a side: one array, or two if the paper is transparent."
+def as_grey(image):
+    "A Pillow image as one of grey values in [0, 1], mode F, of fewer than 2,000 pixels a side."
     from PIL import Image
-    if image.mode[0] in "IF":  # 16 bits
-        papers = [Image.fromarray(np.asarray(image, dtype=np.float32) / 65535)]
-    elif image.has_transparency_data and (full := image.convert("RGBA")).getextrema()[3][0] < 255:
-        papers = [Image.alpha_composite(Image.new("RGBA", full.size, colour), full).convert("L")
-                  for colour in ("white", "black")]
-    else: papers = [image.convert("L")]
-    factor = max(1, max(image.size) // 200)
-    return [np.asarray(paper.reduce(factor), dtype=float) / (1 if paper.mode == "F" else 255) for paper in papers]
+    if image.mode[0] in "IF": return Image.fromarray(np.asarray(image, dtype=np.float32) / 65535)  # 16 bits
+    if image.has_transparency_data and (full := image.convert("RGBA")).getextrema()[3][0] < 255:
+        papers = (Image.new("RGBA", full.size, colour) for colour in ("white", "black"))
+        image = max((Image.alpha_composite(paper, full).convert("L") for paper in papers), key=np.std)
+    grey = image.convert("L").reduce(max(1, max(image.size) // 1000))
+    return Image.fromarray(np.asarray(grey, dtype=np.float32) / 255)
 
 # %% ../nbs/rooms/scans.ipynb #5ca00009
 def surface(grey, where, degree):
@@ -106,11 +104,17 @@ def mnist_form(ink):
 
 def read_image(path):
     "The digit in an image file, (28, 28) uint8, and whether its ink was dark; raises `InputError`."
-    found = [find_ink(grey) for grey in greys(open_image(path))]
-    if not any(found):
-        raise InputError(f"{path}: is blank, or too small or faint to be read; expected a digit on paper")
-    ink, dark = next(filter(None, found))
-    return mnist_form(ink), dark
+    image = as_grey(open_image(path))
+    for look in range(2):
+        factor = max(1, max(image.size) // 200)
+        if (found := find_ink(np.asarray(image.reduce(factor), dtype=float))) is None:
+            raise InputError(f"{path}: is blank, or too small or faint to be read; expected a digit on paper")
+        ends = [np.flatnonzero((found[0] > 0.1).any(axis))[[0, -1]] * factor for axis in (0, 1)]
+        margin = max(int(high - low) for low, high in ends) // 2 + factor
+        if factor == 1 or look or 4 * margin > max(image.size): break
+        image = image.crop((*(max(0, int(low) - margin) for low, _ in ends),
+                            *(min(size, int(high) + margin) for (_, high), size in zip(ends, image.size))))
+    return mnist_form(found[0]), found[1]
 
 # %% ../nbs/rooms/scans.ipynb #5ca00011
 ADDED = "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"  # by systems, as is what begins with a dot
