@@ -52,7 +52,7 @@ def as_grey(image):
 
 # %% ../nbs/rooms/scans.ipynb #5ca00009
 def surface(grey, where, degree):
-    "The polynomial in both coordinates that fits the pixels in the mask `where` best, at all pixels, eq. (S.1)."
+    "The polynomial in both coordinates that fits the pixels in the mask `where` best, at all pixels, eq. (D.1)."
     h, w = grey.shape
     v, u = np.mgrid[-1:1:h * 1j, -1:1:w * 1j]
     terms = np.stack([u ** i * v ** j for i in range(degree + 1) for j in range(degree + 1 - i)], -1)
