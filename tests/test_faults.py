@@ -153,3 +153,11 @@ def test_a_switch_of_a_data_set_is_true_or_false(digits, tmp_path, name, value):
     with pytest.raises(InputError, match=f"^{name} is .*; expected True or False"):
         SubsetImagesFromNPZ(tmp_path / "some.npz", **{name: value})
     assert len(SubsetImagesFromNPZ(tmp_path / "some.npz", **{name: np.bool_(True)})) == 4
+
+
+def test_uses_whatever_torchs_default_device(clf, fitted):
+    images = fitted[0]
+    def results(): return [clf.anomaly_score(images), clf.interpolate(images[0], images[1], 3)]
+    before = results()
+    with torch.device("meta"): after = results()
+    for a, b in zip(before, after, strict=True): np.testing.assert_allclose(b, a, atol=1e-6)

@@ -67,11 +67,11 @@ def wilson_interval(k, n, confidence=0.95):
     return float(interval.low), float(interval.high)
 
 # %% ../nbs/05_classifier.ipynb #8c618911
-_WHOLE = dict(latent_dim=(1, 1024), n_components=(2, 2**15), random_state=(0, 2**32 - 1), n=(1, 2**31 - 1))
+_WHOLE = dict(latent_dim=(1, 1024), n_components=(2, 2**15), random_state=(0, 2**32 - 1))
 
 def _whole(name, value):
     "A whole number, also one of NumPy's, as an `int`, or None where None may stand; `InputError` for anything else."
-    (low, high), free = _WHOLE[name], name in ("n_components", "random_state")
+    (low, high), free = _WHOLE[name], name != "latent_dim"
     if value is None and free: return None
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
         raise InputError(f"{name} is {value!r}; expected a whole number from {low} to {high}{', or None' * free}")
@@ -91,7 +91,7 @@ def _check_device(device):
 
 def _settings(clf):
     "A `VAEGMM`'s settings, as `save` can keep them; `InputError` for any that it could not, or for an absent device."
-    numbers = {name: _whole(name, getattr(clf, name)) for name in _WHOLE if name != "n"}
+    numbers = {name: _whole(name, getattr(clf, name)) for name in _WHOLE}
     config = clf.config or TrainConfig.fast()
     if not (isinstance(clf.dropout, Real) and 0 <= clf.dropout < 1):
         raise InputError(f"dropout is {clf.dropout!r}; expected a number from 0 to below 1")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .data import as_images, put_back, straighten
-from .files import InputError
+from .files import InputError, labels_in
 from .gmm import e_step
 from .vae import decode, posterior, reconstruction_loss
 
@@ -46,9 +46,9 @@ def log_evidence(
     "The bound and the estimate of log p(x), eqs. (7.2) and (7.3), each (n,), in nats."
     x, _ = seen(vae, images)
     (mu, logvar), x = (a.double() for a in posterior(vae, x)), x.cpu().double()
-    sigma, generator, log_w = widen * (logvar / 2).exp(), torch.Generator().manual_seed(seed), []
+    sigma, generator, log_w = widen * (logvar / 2).exp(), torch.Generator("cpu").manual_seed(seed), []
     for _ in range(draws):
-        eps = torch.randn(mu.shape, generator=generator, dtype=torch.float64)
+        eps = torch.randn(mu.shape, generator=generator, dtype=torch.float64, device="cpu")
         z = mu + sigma * eps
         log_q = -(0.5 * math.log(2 * math.pi) + sigma.log() + 0.5 * eps**2).sum(1)
         log_w.append(e_step(z, *mixture)[1] - reconstruction_loss(decoded(vae, z), x) - log_q)  # eq. (7.1)
@@ -92,17 +92,19 @@ def conformal_p_value(
 # %% ../nbs/07_uses.ipynb #07a0002e
 def latent_points(mixture, n, weights, seed):
     "Components (n,), drawn by the weights (K,), and a point (n, D) of each, eq. (7.13)."
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     c = torch.multinomial(weights, n, replacement=True, generator=generator)
-    eps = torch.randn(n, mixture.means.shape[1], dtype=torch.float64, generator=generator)
+    eps = torch.randn(n, mixture.means.shape[1], dtype=torch.float64, device="cpu", generator=generator)
     return c, mixture.means[c] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(mixture.covariances)[c], eps)
 
 # %% ../nbs/07_uses.ipynb #07a0002f
 def new_digits(vae, mixture, names, n, label=None, seed=0):
     "n new images (n, 1, 28, 28), straight if the network's are, and the names of their components, drawn by weight."
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 0 < n < 2**31:
+        raise InputError(f"n is {n!r}; expected a whole number from 1 to {2**31 - 1}")
     weights = mixture.weights.clone()
     if label is not None:
-        if not (named := names == label).any():
+        if not (named := np.isin(names, labels_in(label, "label"))).any():
             raise InputError(f"label is {label!r}; expected one of {np.unique(names).tolist()}")
         weights[torch.from_numpy(~named)] = 0
     c, z = latent_points(mixture, int(n), weights, seed)
@@ -122,6 +124,6 @@ def interpolate(vae, a, b, steps=8):
         raise InputError(f"steps is {steps!r}; expected a whole number of two or more")
     both = [(image if torch.is_tensor(image) else np.asarray(image)).reshape(1, -1) for image in (a, b)]
     x, pose = seen(vae, torch.cat([as_images(image, name) for image, name in zip(both, "ab")]))
-    mu, t = posterior(vae, x)[0], torch.linspace(0, 1, steps)[:, None]
+    mu, t = posterior(vae, x)[0], torch.linspace(0, 1, steps, device="cpu")[:, None]
     def between(ends): return ends[0] + t * (ends[1] - ends[0])  # eq. (7.14)
     return _posed(decode(vae, between(mu)), None if pose is None else between(pose))
