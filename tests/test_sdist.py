@@ -45,7 +45,7 @@ def installed(tmp_path_factory):
     sdist = build("sdist", tmp / "sources", tmp)
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
-        archive.extractall(tmp / "unpacked", filter="data")
+        archive.extractall(tmp / "unpacked", **dict(filter="data") if hasattr(tarfile, "data_filter") else {})
     wheel = build("wheel", next((tmp / "unpacked").iterdir()), tmp)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp / "site")
