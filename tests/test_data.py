@@ -398,7 +398,7 @@ def test_labels_are_right_or_one_sentence(given, right):
 def test_missing_labels_of_pandas():
     pd = pytest.importorskip("pandas")
     for missing in (pd.Series([1, None, 8], dtype="Int64"), pd.Series([1, pd.NA, 8]), pd.Series([1, None, 8])):
-        with pytest.raises(InputError, match="^labels: has type .*; expected whole numbers, as .* is none"):
+        with pytest.raises(InputError, match="^labels: holds labels of type .*; expected whole numbers, as .* is none"):
             check_labels(missing, 3)
     assert check_labels(pd.Series([1, 4, 8], index=[7, 8, 9]), 3).tolist() == [1, 4, 8]
 

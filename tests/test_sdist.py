@@ -114,7 +114,8 @@ def test_what_the_package_imports_is_required(installed):
     """Each module that the package imports, at the top or in a function, is in Python, or a requirement."""
     import ast
     from packaging.requirements import Requirement
-    needed = {Requirement(line).name for line in metadata(installed[0])["Requires-Dist"] if "extra" not in line} | OPTIONAL
+    lines = metadata(installed[0])["Requires-Dist"]
+    needed = {Requirement(line).name for line in lines if "extra" not in line} | OPTIONAL
     for path in (ROOT / "vae_gmm").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else

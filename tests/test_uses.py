@@ -1,4 +1,4 @@
-"""What chapter 7 cannot show: forms of images, wrong input, what is forgotten and kept, and scores of small networks."""
+"""What chapter 7 cannot show: forms of images, wrong input, what is forgotten and kept, scores of small networks."""
 import numpy as np
 import pytest
 import torch
