@@ -374,11 +374,11 @@ def test_a_reconstruction_has_its_images_pose(digits):
 
 
 def test_new_digits_of_one_label(fitted):
-    for label in (1, 4, 8, np.int64(4)):
+    for label in (1, 4, 8, np.int64(4), "4"):
         images, labels = fitted.sample(5, label)
-        assert images.shape == (5, 1, 28, 28) and labels.tolist() == [label] * 5
-    for label in (7, "4", 4.5):
-        with pytest.raises(InputError, match=r"^label is .*; expected one of \[1, 4, 8\]"):
+        assert images.shape == (5, 1, 28, 28) and labels.tolist() == [int(label)] * 5
+    for label, expected in ((7, r"one of \[1, 4, 8\]"), (4.5, "whole numbers"), ("four", "whole numbers")):
+        with pytest.raises(InputError, match=f"^label is .*; expected {expected}"):
             fitted.sample(5, label)
 
 
