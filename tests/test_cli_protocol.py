@@ -154,7 +154,7 @@ def test_what_is_printed_can_be_typed(name, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment())
     assert done.returncode == 0 and len(predictions(tmp_path / "out")) == 300, done.stderr
-    words = ["test_reconstruction", paths[1], "--model", files[0], "--out-dir", name]
+    words = ["test_reconstruction", paths[0], "--model", files[0], "--out-dir", name]
     assert runner.invoke(vae_gmm, words).exit_code == 0
     for path in (tmp_path / name).iterdir():
         done = runner.invoke(vae_gmm, ["info", "--", f"{name}/{path.name}"])

@@ -665,7 +665,7 @@ def test_words_for_too_little_memory():
     """Those of Python, NumPy, torch and the system; not those in the name of a file."""
     import errno
     import torch
-    from vae_gmm.cli import lacks_memory
+    from vae_gmm.terminal import lacks_memory
     from vae_gmm.files import InputError
     full = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     short = [fails_with(MemoryError()), fails_with(full), fails_with(InputError("a: damaged"), full),
