@@ -97,8 +97,10 @@ class History:
             self.table.to_csv(part, index=False)
 
     def _repr_html_(self):
-        "The table, in a notebook."
-        return f"<p>{self.stopped}; best epoch: {self.best_epoch or 'none'}</p>" + self.table.to_html(index=False)
+        "The table, in a notebook, with an arrow at the best epoch, and why the run ended."
+        mark = ["\N{LEFTWARDS ARROW} best" * (row["epoch"] == self.best_epoch) for row in self.rows]
+        table = self.table.assign(**{"": mark}).to_html(index=False, float_format="{:.4g}".format)
+        return f"{table}<p>{self.stopped}</p>"
 
     @contextmanager
     def progress(self, epochs, show=None):
