@@ -80,7 +80,7 @@ def anomaly_score(vae, mixture, images):
     excess, spread, place = surprise(vae, mixture, images)
     return _WEIGHT * excess / spread + place  # eq. (7.10)
 
-# %% ../nbs/07_uses.ipynb #07a00027
+# %% ../nbs/07_uses.ipynb #07a00028
 def conformal_p_value(
     scores,  # (n,)
     calibration,  # (m,) scores of normal images, sorted
@@ -89,7 +89,7 @@ def conformal_p_value(
     higher = len(calibration) - np.searchsorted(calibration, scores, side="left")
     return (1 + higher) / (len(calibration) + 1)  # eq. (7.11)
 
-# %% ../nbs/07_uses.ipynb #07a0002e
+# %% ../nbs/07_uses.ipynb #07a0002f
 def latent_points(mixture, n, weights, seed):
     "Components (n,), drawn by the weights (K,), and a point (n, D) of each, eq. (7.13)."
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -97,7 +97,7 @@ def latent_points(mixture, n, weights, seed):
     eps = torch.randn(n, mixture.means.shape[1], dtype=torch.float64, device="cpu", generator=generator)
     return c, mixture.means[c] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(mixture.covariances)[c], eps)
 
-# %% ../nbs/07_uses.ipynb #07a0002f
+# %% ../nbs/07_uses.ipynb #07a00030
 def new_digits(vae, mixture, names, n, label=None, seed=0):
     "n new images (n, 1, 28, 28), straight if the network's are, and the names of their components, drawn by weight."
     if not isinstance(n, Integral) or isinstance(n, bool) or not 0 < n < 2**31:
@@ -110,7 +110,7 @@ def new_digits(vae, mixture, names, n, label=None, seed=0):
     c, z = latent_points(mixture, int(n), weights, seed)
     return decode(vae, z.numpy()), names[c.numpy()]
 
-# %% ../nbs/07_uses.ipynb #07a00031
+# %% ../nbs/07_uses.ipynb #07a00032
 def _posed(y, pose): return y if pose is None else put_back(torch.from_numpy(y), pose.to("cpu")).numpy()
 
 def rebuild(vae, images):
