@@ -62,7 +62,8 @@ def test_a_tensor_that_only_notes_its_sign_is_read_as_it_is(digits):
     ([[1], [4], [8]], r"y_pred: has shape \(3, 1\); expected one label an image, shape \(n,\)"),
     (None, "y_pred: cannot be read"), (4, "y_pred: cannot be read"), ({1: 1}, "y_pred: cannot be read"),
     (np.ma.masked_equal([1, 4, 8], 4), "y_pred: cannot be read .it has masked entries"),
-    (torch.ones(3, requires_grad=True), "y_pred: holds labels of type float32"), ([1, 4], "y_true: holds 3 labels for 2 images"),
+    (torch.ones(3, requires_grad=True), "y_pred: holds labels of type float32"),
+    ([1, 4], "y_true: holds 3 labels for 2 images"),
     ([1, 4, -1], "y_pred: holds -1"), ([True, False, True], "y_pred: holds labels of type bool"),
 ], ids=repr)
 def test_predicted_labels_are_checked_as_true_ones_are(labels, complaint):
