@@ -9,9 +9,10 @@ import numpy as np
 import pypandoc
 import pytest
 import torch
+from click.testing import CliRunner
 from test_html import BROWSER, DESK, PHONE, browser, faults, show  # noqa: F401: two of them are fixtures
 
-from report import cells
+from report import build, cells
 from vae_gmm.checkpoint import kept
 from vae_gmm.classifier import VAEGMM
 from vae_gmm.data import as_images, augment_batch, embedded_digits, load_npz, put_back, straighten, write_course_files
@@ -145,6 +146,17 @@ def test_colours_of_digits_stand_out(show, file, scheme):  # noqa: F811
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
     light = linear @ (0.2126, 0.7152, 0.0722) + 0.05
     assert (np.maximum(light[:-1], light[-1]) / np.minimum(light[:-1], light[-1]) >= 3).all()
+
+
+@BY_SIGHT
+def test_make_html_writes_one_with_a_font_for_its_formulas(show, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(build, "build_html", lambda out, *how: out.write_text("the report"))
+    done = CliRunner().invoke(build.main, ["--html", "--out", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.output
+    page = show(tmp_path / "explorer.html")
+    page.evaluate("ready.then(() => document.fonts.ready)")
+    assert page.evaluate("[...document.fonts].map(f => f.family + ' ' + f.status)") == ["Formulas loaded"]
+    assert faults(page)[0] == [] and (tmp_path / "explorer.html").stat().st_size <= 4e6
 
 
 @BY_SIGHT
