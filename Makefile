@@ -28,8 +28,8 @@ report: export ## run the notebooks in build/, write report.pdf, show this machi
 
 publish: export ## run the notebooks in place: write figures/, what the notebooks store, README.md and report.pdf
 	rm -rf build/kept
-	VAE_GMM_KEPT= $(BIN)/python -m report.run
 	VAE_GMM_KEPT= $(BIN)/python -m report.pretrained
+	VAE_GMM_KEPT= $(BIN)/python -m report.run
 	$(BIN)/python -m report.readme
 	$(BIN)/python -m report.build
 

@@ -1,8 +1,9 @@
-"""Write the trained network that comes with the package: `python -m report.pretrained`, at the end of `make publish`.
+"""Write the trained network that comes with the package: `python -m report.pretrained`, at the start of `make publish`.
 
-It is the network of chapter 6, taken from build/kept (or trained, where it is not there), in the small form of
-nbs/rooms/small.ipynb: vae_gmm/pretrained.safetensors. vae_gmm/PRETRAINED.md, its card, is written from the same
-measurements; MNIST's official test images are read where VAE_GMM_DATA leads to them.
+It is the network of chapter 6 (trained here, where build/kept has none; the notebooks then take it from there), in the
+small form of nbs/rooms/small.ipynb: vae_gmm/pretrained.safetensors. vae_gmm/PRETRAINED.md, its card, is written from the
+same measurements; MNIST's official test images are read where VAE_GMM_DATA leads to them. It comes before the notebooks
+since some of them show what this network says.
 """
 import os
 import tempfile
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 
 from report import cells
+from report.run import available_cores
 from vae_gmm.checkpoint import kept
 from vae_gmm.classifier import VAEGMM, wilson_interval
 from vae_gmm.data import load_npz, write_course_files
@@ -119,6 +122,8 @@ def row(right, n):
 @click.option("--out", default=cells.ROOT / "vae_gmm", type=click.Path(file_okay=False, path_type=Path))
 def main(out):
     """Write vae_gmm/pretrained.safetensors and its card from the network of chapter 6."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // 2))  # as report.run gives to a notebook that trains
     header = write(*trained(), out)
     click.echo(f"{out / 'pretrained.safetensors'}: {header['right']}")
 
