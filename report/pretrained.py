@@ -2,8 +2,8 @@
 
 It is the network of chapter 6 (trained here, where build/kept has none; the notebooks then take it from there), in the
 small form of nbs/rooms/small.ipynb: vae_gmm/pretrained.safetensors. vae_gmm/PRETRAINED.md, its card, is written from
-the same measurements; MNIST's official test images are read where VAE_GMM_DATA leads to them. It comes before the notebooks
-since some of them show what this network says.
+the same measurements; MNIST's official test images are read where VAE_GMM_DATA leads to them. It comes before the
+notebooks since some of them show what this network says.
 """
 import os
 import tempfile
