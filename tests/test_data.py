@@ -53,7 +53,8 @@ def test_values_are_shares_of_ink(file, digits):
     assert images.dtype == torch.float32 and images.shape == (150, 1, 28, 28)
     assert images.min() == 0 and images.max() == 1
     assert np.array_equal(images[:, 0].numpy(), digits[0].astype(np.float32) / 255)
-    for data in (SubsetImagesFromNPZ(file, noise_std=0.5, augment=True, flip=True, flatten=flat) for flat in (False, True)):
+    for flatten in (False, True):
+        data = SubsetImagesFromNPZ(file, noise_std=0.5, augment=True, flip=True, flatten=flatten)
         assert all(0 <= part.min() and part.max() <= 1 for part in all_of(data)[:2])
 
 
