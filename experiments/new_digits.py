@@ -19,6 +19,7 @@ from experiments import runs
 from vae_gmm.data import as_images, straighten
 from vae_gmm.vae import decode
 
+
 def upright(images):
     """Straightened images, (n, 1, 28, 28)."""
     return straighten(as_images(images))[0]
