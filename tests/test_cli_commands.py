@@ -134,6 +134,9 @@ def test_explore(here, monkeypatch):
     assert (here / "explorer.html").read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
     code, out, err = call(here, "explore", *MODEL, "--out", "page.html")
     assert code == 0 and opened == [str((here / "page.html").resolve())] and "no browser was found" in err
+    code, out, err = call(here, "explore", "pretrained", "--no-open", "--out", "third.html")  # the model by its place
+    assert (code, out, err) == (0, "Page: third.html\n", "")
+    assert (here / "third.html").read_bytes() != (here / "page.html").read_bytes()
 
 
 def test_pretrained(here):

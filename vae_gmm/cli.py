@@ -375,10 +375,10 @@ def anomalies(file, normal, false_alarms, model, gmm, out, device, quiet, as_jso
 
 # %% ../nbs/rooms/cli.ipynb #c11a0016
 @vae_gmm.command(short_help="Write a page to draw digits into, and open it.", help="""
-    Write one HTML page, for any browser, in which digits are drawn and read by the network, and open it.""")
-@options("model", "gmm", "page", "open", "device", "quiet")
-def explore(model, gmm, out, open_it, device, quiet):
-    check_outputs([out], files := trained(model, gmm))
+    Write one HTML page, for any browser, in which digits are drawn and read by the network MODEL, and open it.""")
+@options("network", "model", "gmm", "page", "open", "device", "quiet")
+def explore(network, model, gmm, out, open_it, device, quiet):
+    check_outputs([out], files := trained(network or model, gmm))
     from .explorer import write_explorer
     write_explorer(restore(files, device), out)
     if not quiet: say(f"Page: {out}")

@@ -67,7 +67,7 @@ def named_png(ctx, param, path):
 
 ARGUMENTS = {name: argument(name, metavar=shown, type=PATH, **more) for name, shown, more in [
     ("train_file", "TRAIN", {}), ("val_file", "VAL", {}), ("recon_file", "RECON", {}), ("test_file", "TEST", {}),
-    ("file", "FILE", {}), ("picture", "OUT", dict(callback=named_png))]}
+    ("file", "FILE", {}), ("picture", "OUT", dict(callback=named_png)), ("network", "[MODEL]", dict(required=False))]}
 
 OPTIONS = {name: option(*words, **more) for name, words, more in [
     ("model", ["--model"], dict(default="vae.pth", type=PATH, metavar="FILE",
