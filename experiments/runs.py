@@ -5,16 +5,18 @@ training (`write_course_files`), the weights, the order of the images, the varia
 development images (MNIST training images outside the embedded 5,000); trials before that had looked at official test
 images. Here the official test images are read once a run, after training, and decide about nothing. Five draws of a
 shorter recipe, 18 + 18 epochs in float32, had been read before (shorter.json); the longer one was chosen since it did
-best on development images (settings.json) and bfloat16 had made room for it.
+best on development images (settings.json) and bfloat16 had made room for it. `VAE_GMM_DEVICE=cuda` trains on a GPU.
 """
 import datetime
 import hashlib
 import json
+import os
 import platform
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock
 import numpy as np
 import torch
 
@@ -25,6 +27,7 @@ from vae_gmm.data import embedded_digits, load_npz, write_course_files
 from vae_gmm.files import mnist_digits, replacing
 
 DIGITS = 1, 4, 8
+DEVICE = os.environ.get("VAE_GMM_DEVICE", "cpu")
 
 
 def draw(seed):
@@ -42,7 +45,7 @@ def of_digits(images, labels):
 
 def trained(seed, images, changes={}, **arguments):
     """A classifier trained on a draw's images as `draw` gives them, with changes of the recipe; kept from earlier."""
-    clf = VAEGMM(config=TrainConfig.fast(**changes) if changes else None, random_state=seed, **arguments)
+    clf = VAEGMM(config=TrainConfig.fast(**changes) if changes else None, random_state=seed, device=DEVICE, **arguments)
     with kept(clf, images[0]) as path:
         return clf.fit_labelled(*images, checkpoint=path, resume=True)
 
@@ -97,6 +100,7 @@ def provenance(**more):
     names = "torch", "numpy", "scikit-learn", "mlxtend"
     return dict(date=datetime.date.today().isoformat(), python=platform.python_version(),
                 versions={name: version(name) for name in names}, processor=platform.processor() or platform.machine(),
+                device=torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE,
                 threads=torch.get_num_threads(), data=hashlib.sha256(embedded_digits()[0].tobytes()).hexdigest()[:16],
                 **more)
 
@@ -115,7 +119,8 @@ def measure(script, keys, one):
         if len(rest) < len(stored):
             continue
         run = key | one(**key) | dict(provenance=provenance())
-        runs = sorted([*others(key)[1], run], key=lambda run: json.dumps([run[k] for k in key]))
-        with replacing(path) as part:
-            part.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+        with FileLock(path.with_suffix(".lock")):
+            runs = sorted([*others(key)[1], run], key=lambda run: json.dumps([run[k] for k in key]))
+            with replacing(path) as part:
+                part.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
         print({k: v for k, v in run.items() if k != "provenance"}, flush=True)
