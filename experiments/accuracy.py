@@ -1,7 +1,8 @@
 """How well are 1, 4 and 8 read by default options? Draws 0 to 19: `python -m experiments.accuracy [SEED ...]`.
 
 Draw of data, draw of labels and seed change together. Beside it, with the same labels, k-means on pixels and on
-straightened pixels. About six minutes a draw on one core with units for bfloat16; `VAE_GMM_DATA` leads to MNIST.
+straightened pixels. About six minutes a draw on one core with units for bfloat16, less than one on a GPU
+(`VAE_GMM_DEVICE=cuda`), which has rows of its own; `VAE_GMM_DATA` leads to MNIST.
 """
 import sys
 
@@ -22,8 +23,8 @@ def k_means(X, X_lab, y_lab, X_test, y_test, seed, straight):
     return float((names[groups.predict(X_test)] == y_test).mean())
 
 
-def one(seed):
-    """Accuracies of one draw."""
+def one(seed, device):
+    """Accuracies of one draw, trained on this device."""
     X, X_lab, y_lab = images = runs.draw(seed)
     clf, test = runs.trained(seed, images), runs.test_images()
     return dict(test=clf.score(*test), development=clf.score(*runs.development_images()), seconds=runs.seconds(clf),
@@ -33,4 +34,4 @@ def one(seed):
 
 
 if __name__ == "__main__":
-    runs.measure(__file__, [dict(seed=int(seed)) for seed in sys.argv[1:] or range(20)], one)
+    runs.measure(__file__, [dict(seed=int(seed), device=runs.DEVICE) for seed in sys.argv[1:] or range(20)], one)

@@ -11,7 +11,7 @@ from vae_gmm.classifier import VAEGMM
 def one(seed):
     """Accuracy of one draw."""
     X, X_lab, y_lab = runs.draw(seed)
-    clf = VAEGMM.course(random_state=seed).fit_labelled(X, X_lab, y_lab)
+    clf = VAEGMM.course(random_state=seed, device=runs.DEVICE).fit_labelled(X, X_lab, y_lab)
     return dict(test=clf.score(*runs.test_images()), development=clf.score(*runs.development_images()),
                 labelled=clf.score(X_lab, y_lab), epochs=len(clf.history_.rows), best_epoch=clf.history_.best_epoch,
                 seconds=runs.seconds(clf))

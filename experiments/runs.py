@@ -30,17 +30,17 @@ DIGITS = 1, 4, 8
 DEVICE = os.environ.get("VAE_GMM_DEVICE", "cpu")
 
 
-def draw(seed):
+def draw(seed, digits=DIGITS):
     """Unlabelled images, labelled images and their labels for this seed, as `vae_gmm data --seed` writes them."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_course_files(folder, DIGITS, seed=seed)
+        paths = write_course_files(folder, digits, seed=seed)
         return load_npz(paths["train"]).images, *load_npz(paths["val"])
 
 
-def of_digits(images, labels):
-    """The images of 1, 4 and 8."""
-    kept = np.isin(labels, DIGITS)
-    return images[kept], labels[kept]
+def of_digits(images, labels, digits=DIGITS):
+    """The images of these digits."""
+    chosen = np.isin(labels, digits)
+    return images[chosen], labels[chosen]
 
 
 def trained(seed, images, changes={}, **arguments):
@@ -55,9 +55,9 @@ def seconds(clf):
     return round(sum(row["seconds"] for row in clf.history_.rows))
 
 
-def test_images():
-    """The 3,091 official test images; the MNIST folder is in `VAE_GMM_DATA`."""
-    return of_digits(*mnist_digits(train=False))
+def test_images(digits=DIGITS):
+    """The official test images, 3,091 of 1, 4 and 8; the MNIST folder is in `VAE_GMM_DATA`."""
+    return of_digits(*mnist_digits(train=False), digits)
 
 
 def outside_images():
@@ -68,9 +68,9 @@ def outside_images():
     return images[outside], labels[outside]
 
 
-def development_images(every=3):
+def development_images(every=3, digits=DIGITS):
     """Every third of the MNIST training images that are not embedded."""
-    images, labels = of_digits(*outside_images())
+    images, labels = of_digits(*outside_images(), digits)
     return images[::every], labels[::every]
 
 

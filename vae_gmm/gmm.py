@@ -16,9 +16,10 @@ def gaussian_log_pdf(
     z,     # (n, D) points
     mean,  # (D,), or (K, D) for K Gaussians at once
     cov,   # (D, D) symmetric positive definite, or (K, D, D)
+    L=None,  # its Cholesky factor, if it is there already
 ):         # (n,) or (K, n)
     "Log densities of the points, eqs. (3.3) and (3.4)."
-    L = torch.linalg.cholesky(cov)
+    L = torch.linalg.cholesky(cov) if L is None else L
     d = (z - mean.unsqueeze(-2)).mT                                        # one point in each column
     y = torch.linalg.solve_triangular(L, d, upper=False)                   # L^-1 (z - mu)
     log_det = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)     # eq. (3.4)
@@ -37,9 +38,10 @@ def log_joint(
     weights,      # (K,)
     means,        # (K, D)
     covariances,  # (K, D, D)
+    L=None,       # their Cholesky factors, if they are there already
 ):                # (n, K)
     "log pi_c + log N(z_i | mu_c, Sigma_c), the logarithms of the terms of eq. (3.5); a weight of zero gives -inf."
-    return weights.log() + gaussian_log_pdf(z, means, covariances).mT
+    return weights.log() + gaussian_log_pdf(z, means, covariances, L).mT
 
 # %% ../nbs/03_gmm.ipynb #71e011be
 def m_step(
@@ -147,7 +149,7 @@ class MixturePrior:
         if not reg_covar >= 0: raise ValueError(f"reg_covar must not be negative, got {reg_covar}")
         self.n_components, self.equal_weights = n_components, equal_weights
         self.shrinkage, self.reg_covar = shrinkage, reg_covar
-        self.mixture = None
+        self.mixture, self._last = None, (None, None, None)
 
     def start(self, mu, seed=0):
         "Start from k-means of the latent means (n, D)."
@@ -157,7 +159,7 @@ class MixturePrior:
         "EM on latents that are Gaussians: E step, eq. (3.26); M step, eq. (3.27); shrunk; weights equal if so chosen."
         mu, var = _exact(mu), _exact(logvar).exp()
         for _ in range(steps):
-            resp = expected_log_joint(mu, var, *self._like(mu)).softmax(dim=1)
+            resp = expected_log_joint(mu, var, *self._like(mu)[:3]).softmax(dim=1)
             self.mixture = self._steady(m_step(mu, resp, self.reg_covar, var))
 
     def kl(self, mu, logvar, z):
@@ -175,7 +177,11 @@ class MixturePrior:
 
     def _like(self, z):
         if self.mixture is None: raise RuntimeError("the mixture prior has no mixture yet: call start first")
-        return [a.to(z) for a in self.mixture]
+        kind = z.device, z.dtype, torch.is_inference_mode_enabled()
+        if self._last[0] is not self.mixture or self._last[1] != kind:  # once an epoch, and not at each batch
+            parts = [a.to(z) for a in self.mixture]
+            self._last = self.mixture, kind, [*parts, torch.linalg.cholesky(parts[2])]
+        return self._last[2]
 
     def _steady(self, mixture):
         mixture = shrink(mixture, self.shrinkage)

@@ -186,13 +186,13 @@ def begin_stage_two(run, train):
     run.prior.start(latents(run, train)[0], run.config.seed)
     run.begin(2)
 
-def run_epoch(run, train, val, team, model, step):
+def run_epoch(run, train, val, team, model, step, record):
     "Train and validate once; `FloatingPointError` for a loss that is not finite. `model`: run.model, or as compiled."
     tick, epoch = time.monotonic(), len(run.history.rows) + 1
     lr = float(run.optimizer.param_groups[0]["lr"])
     if run.stage == 2:
         run.prior.refit(*latents(run, train))
-        step = partial(prior_step, prior=run.prior)
+        step = record(partial(prior_step, prior=run.prior))  # anew, since the mixture is another one
     scheduler = run.scheduler if run.stage == 2 or run.config.schedule == "onecycle" else None
     losses, sizes = train_epoch(model, train, run.optimizer, run.config, scheduler, epoch, step, team)
     bad = ~torch.isfinite(losses).all(1)
@@ -286,7 +286,8 @@ def fit_vae(
     sets = [images_of(train, "train", config, prior)] + ([] if val is None else [images_of(val, "val")])
     team, device = gather(model, sets[0], on_device)
     train, val, *_ = [*(sets if team.loader else (images.to(device) for images in sets)), None]
-    step = RecordedStep(train_step, config.batch_size) if device.type == "cuda" and team.size == 1 else train_step
+    alone = device.type == "cuda" and team.size == 1
+    def record(step): return RecordedStep(step, config.batch_size) if alone else step
     with (seeded(config.seed, device), products(config.precision, device) as precision,
           torch.autocast(device.type, enabled=False), team.joined(model)):
         run = Run(getattr(model, "_orig_mod", model), replace(config, precision=precision), len(train), prior)
@@ -294,5 +295,6 @@ def fit_vae(
         epochs = config.epochs + bool(prior) * config.prior_epochs
         with run.history.progress(epochs, progress if team.rank == 0 else False) as draw:
             after += [draw] + [lambda: callback(run.history)] * (callback is not None)
-            run.history.stopped = run_epochs(run, train, val, after, team, model=model, step=step)
+            run.history.stopped = run_epochs(run, train, val, after, team, model=model, step=record(train_step),
+                                             record=record)
     return finish(run, model)
