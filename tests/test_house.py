@@ -22,7 +22,8 @@ FLOORS = [  # from the top; a module imports from the floors below its own
     {"training", "model_files", "scans"},
     {"small"},
     {"data", "devices", "checkpoint", "config"},
-    {"files", "vae", "gmm", "figures", "terminal", "mixture"}]
+    {"files", "vae", "gmm", "figures", "terminal", "mixture"},
+    {"networks"}]
 STAIRS = ["__init__", "estimator", "sources", "missing", "fast", "steps", "checks"]  # inside mixture/, from the top
 CHAPTERS = {"data", "vae", "gmm", "training", "classifier", "uses"}  # the other modules are rooms
 EVERYWHERE = {"__version__"}  # what anybody may take from the package itself

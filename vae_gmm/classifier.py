@@ -24,6 +24,7 @@ from .devices import seeded
 from .files import InputError, check_labels, replacing
 from .gmm import MixturePrior, e_step, fit_mixture
 from .model_files import load_gmm, load_vae, model_id, read_settings, save_gmm, save_vae
+from .networks import NETWORKS
 from .training import fit_vae
 from .uses import anomaly_score, conformal_p_value, interpolate, new_digits, rebuild
 from .vae import VAE, posterior
@@ -95,6 +96,8 @@ def _settings(clf):
     config = clf.config or TrainConfig.fast()
     if not (isinstance(clf.dropout, Real) and 0 <= clf.dropout < 1):
         raise InputError(f"dropout is {clf.dropout!r}; expected a number from 0 to below 1")
+    if not (isinstance(clf.network, str) and clf.network in NETWORKS):
+        raise InputError(f"network is {clf.network!r}; expected {' or '.join(map(repr, NETWORKS))}")
     if not isinstance(clf.straighten, (bool, np.bool_)):
         raise InputError(f"straighten is {clf.straighten!r}; expected True or False")
     if not isinstance(clf.config, (TrainConfig, type(None))):
@@ -107,9 +110,9 @@ def _store(clf, folder):
     network, mixture, classes, shares, settings = clf.vae_, clf.mixture_, clf.classes_, clf.shares_, _settings(clf)
     recipe, written_for = vars(clf).get("config_", settings["config"]), model_id(network)
     text = json.dumps(dict(
-        package="vae_gmm", version=__version__, latent_dim=network.latent_dim, dropout=float(network.dropout),
-        classes=classes.tolist(), n_components=settings["n_components"], straighten=network.straightened,
-        random_state=settings["random_state"], config=asdict(recipe)), indent=2)
+        package="vae_gmm", version=__version__, network=network.network, latent_dim=network.latent_dim,
+        dropout=float(network.dropout), classes=classes.tolist(), n_components=settings["n_components"],
+        straighten=network.straightened, random_state=settings["random_state"], config=asdict(recipe)), indent=2)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -132,7 +135,8 @@ def _restore(clf, vae_file, gmm_file, settings_file=None):
     if written_for != model_id(vae):
         raise InputError(f"{gmm_file}: belongs to another model than {vae_file}; "
                          "expected two files of the same training run")
-    clf.latent_dim, clf.dropout, clf.straighten = vae.latent_dim, vae.dropout, vae.straightened
+    clf.latent_dim, clf.dropout, clf.network = vae.latent_dim, vae.dropout, vae.network
+    clf.straighten = vae.straightened
     clf.vae_, clf.mixture_, clf.classes_, clf.shares_ = vae, mixture, classes, shares
     if calibration is not None: clf.calibration_ = calibration
     settings = read_settings(settings_file) if settings_file else {}
@@ -169,10 +173,10 @@ def _components(clf, y=None):
         raise InputError(f"n_components is {K}; expected one or more for each of the {len(np.unique(y))} labels")
     return K or len(np.unique(y))
 
-def _new_network(latent_dim, dropout, seed):
+def _new_network(seed, *settings):
     "A network with the weights that `seed` draws; torch's own random state stays as it was."
     with seeded(seed, torch.device("cpu")), torch.device("cpu"):
-        return VAE(latent_dim, dropout)
+        return VAE(*settings)
 
 @torch.inference_mode(False)  # and with gradients
 def _train(clf, X, y, options):
@@ -182,7 +186,7 @@ def _train(clf, X, y, options):
     X = straighten(X)[0] if clf.straighten else X
     whole = config.train_share == 1
     parts = [X, None] if whole else [X[part] for part in split_indices(len(X), config.train_share, config.seed)]
-    network = _new_network(clf.latent_dim, clf.dropout, config.seed).to(clf.device)
+    network = _new_network(config.seed, clf.latent_dim, clf.dropout, clf.network).to(clf.device)
     network.straightened = bool(clf.straighten)
     for name in [name for name in vars(clf) if name.endswith("_")]: delattr(clf, name)
     history = fit_vae(network, *parts, config, prior, **options)
@@ -231,9 +235,9 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
     """Digits read without training labels; `config` is a `TrainConfig`, `n_components` None for one a label.
     After `fit`, else `NotFittedError`: `vae_`, `mixture_`, `classes_` (C,), `shares_` (K, C), `config_`, `history_`."""
     def __init__(self, latent_dim=8, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0,
-                 device="cpu"):
+                 device="cpu", network="course"):
         self.latent_dim, self.dropout, self.config, self.n_components = latent_dim, dropout, config, n_components
-        self.straighten, self.random_state, self.device = straighten, random_state, device
+        self.straighten, self.random_state, self.device, self.network = straighten, random_state, device, network
     @classmethod
     def course(cls, **changes):
         "The course project's system: a plane, images as they are, plateau schedule, a plain mixture."

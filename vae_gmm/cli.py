@@ -188,7 +188,7 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
 
     Writes the network (--model) and the mixture (--gmm), both at the end or, when interrupted, neither.
     Files of these names are replaced.""")
-@options("train_file", "val_file", "new_model", "gmm", "out_dir", "recipe", "epochs", "batch_size", "beta",
+@options("train_file", "val_file", "new_model", "gmm", "out_dir", "recipe", "epochs", "batch_size", "beta", "layers",
          "latent_dim", "straighten", "dropout", "max_minutes", "names", "checkpoint", "seed", "device", "quiet", "json")
 def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkpoint, seed, device, quiet, as_json,
           **given):
@@ -198,7 +198,7 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkp
     from .classifier import VAEGMM  # after the checks: it loads more
     from .config import TrainConfig
     given = {name: value for name, value in given.items() if value is not None}
-    own = {name: given.pop(name) for name in ("latent_dim", "dropout", "straighten") if name in given}
+    own = {name: given.pop(name) for name in ("latent_dim", "dropout", "straighten", "network") if name in given}
     make, settings = (VAEGMM, TrainConfig.fast) if recipe == "fast" else (VAEGMM.course, TrainConfig)
     clf = make(config=settings(seed=seed, **given), n_components=len(set(labels.tolist())), random_state=seed,
                device=pick_device(device), **own)

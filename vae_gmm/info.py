@@ -93,7 +93,8 @@ def describe_network(path):
     from .model_files import load_vae, model_id
     vae = load_vae(path)
     parameters = sum(p.numel() for p in vae.parameters())
-    return dict(kind=f"network with {count(vae.latent_dim, 'latent dimension')} and {parameters:,} parameters",
+    kind = "network" if vae.network == "course" else f"{vae.network} network"
+    return dict(kind=f"{kind} with {count(vae.latent_dim, 'latent dimension')} and {parameters:,} parameters",
                 images="straightened" if vae.straightened else "as they are", name=model_id(vae))
 
 def describe_tensors(path):

@@ -22,6 +22,7 @@ from .checkpoint import open_tensors
 from .config import TrainConfig
 from .files import InputError, check_labels, first_bytes, npz_headers, read_npz, replacing, write_npz
 from .gmm import Mixture
+from .networks import NETWORKS
 from .small import SMALL_FORMAT, load_small
 from .vae import VAE
 
@@ -31,21 +32,22 @@ _MIXTURE_FORMAT = "vae_gmm mixture 1"
 _MAX_LATENT_DIM = 1024
 
 @lru_cache
-def _tensor_shapes(latent_dim):
+def _tensor_shapes(latent_dim, network):
     "Name and shape of each tensor of the network, without memory for any."
     with torch.device("meta"):
-        return {k: tuple(v.shape) for k, v in VAE(latent_dim).state_dict().items()}
+        return {k: tuple(v.shape) for k, v in VAE(latent_dim, network=network).state_dict().items()}
 
-def _check_shapes(what, shapes, latent_dim):
+def _check_shapes(what, shapes, latent_dim, network):
     "`InputError` unless `shapes` are those of the network."
-    expected = _tensor_shapes(latent_dim)
+    expected = _tensor_shapes(latent_dim, network)
     for name in sorted(expected | shapes, key=lambda k: k in expected and k in shapes):  # absent and unknown ones first
         if shapes.get(name) != expected.get(name):
             found = shapes.get(name, "missing")  # a shape, or a type that is not float32
+            other = "" if network == "course" else f" in the {network} network"
             wanted = f"shape {expected[name]} of float32" if name in expected else "no such tensor"
             raise InputError(f"{what}: its tensors are not this network's; {name} "
                              f"{'has shape' if type(found) is tuple else 'is'} {found}, "
-                             f"expected {wanted} with {latent_dim} latent dimensions")
+                             f"expected {wanted} with {latent_dim} latent dimensions" + other)
 
 def _plain_weights(vae):
     "The weights as a file holds them, contiguous float32 in host memory; `InputError` for what could not be read back."
@@ -56,7 +58,7 @@ def _plain_weights(vae):
         raise InputError(f"{what}: has {vae.latent_dim} latent dimensions; expected {_MAX_LATENT_DIM} or fewer")
     state = {k.replace("_orig_mod.", ""): v.detach() for k, v in vae.state_dict().items()}  # a compiled one's prefix
     _check_shapes(what, {k: tuple(v.shape) if v.is_floating_point() and not v.is_meta else f"{v.dtype} on {v.device}"
-                         for k, v in state.items()}, vae.latent_dim)
+                         for k, v in state.items()}, vae.latent_dim, vae.network)
     weights = {k: v.to_dense().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
                for k, v in state.items()}
     if not all(torch.isfinite(v).all() for v in weights.values()):
@@ -75,8 +77,8 @@ def save_vae(vae, path):
     content = _plain_weights(vae)
     meta = dict(format=_MODEL_FORMAT, version=__version__,
                 architecture="convolutions 1-32-64-128-128-256, dense 512, mirrored",
-                latent_dim=vae.latent_dim, dropout=float(vae.dropout), straightened=bool(vae.straightened),
-                pixels="grey values / 255, rows first")
+                network=vae.network, latent_dim=vae.latent_dim, dropout=float(vae.dropout),
+                straightened=bool(vae.straightened), pixels="grey values / 255, rows first")
     content = save(content, metadata={"vae_gmm": json.dumps(meta)})
     with replacing(path) as part:
         part.write_bytes(content)  # the library's own writer makes files that nobody else can read
@@ -131,18 +133,20 @@ def safetensors_header(path):
 
 # %% ../nbs/rooms/model_files.ipynb #cdce1d57
 def _torch_description(state):
-    "Tensors' shapes and `VAE` settings of a network that torch.save wrote; dropout is the course's."
+    "Tensors' shapes and `VAE` settings of a network that torch.save wrote, told by its names; dropout is the course's."
     shapes = {k: tuple(v.shape) if v.dtype == torch.float32 else str(v.dtype) for k, v in state.items()}
     found = shapes.get("fc_mu.weight")
     size = found[0] if type(found) is tuple and found else 2  # no shape: the comparison that follows fails
-    return shapes, size, 0.2, False
+    names = (name for name in NETWORKS if _tensor_shapes(2, name).keys() == shapes.keys())
+    return shapes, next(names, "course"), size, 0.2, False
 
 def _safetensors_description(path):
-    "Tensors' shapes, latent dimensions, dropout, and whether images are straightened, of what `save_vae` wrote."
+    "Tensors' shapes, network, latent dimensions, dropout, and whether images are straight, of what `save_vae` wrote."
     meta, shapes = safetensors_header(path)
     if meta.get("format") != _MODEL_FORMAT:
         raise InputError(f"{path}: not a model of this package; expected a header that says '{_MODEL_FORMAT}'")
-    return shapes, meta.get("latent_dim"), meta.get("dropout"), meta.get("straightened", False)
+    network, straight = meta.get("network", "course"), meta.get("straightened", False)  # as old files are
+    return shapes, network, meta.get("latent_dim"), meta.get("dropout"), straight
 
 def _is_small(path, start):
     "Whether a file that begins with these bytes is a network in its small form, by its header."
@@ -164,18 +168,20 @@ def load_vae(path):
         return load_small(path)[0]
     state = _torch_tensors(path) if start[:2] == b"PK" else None
     described = _safetensors_description(path) if state is None else _torch_description(state)
-    shapes, size, dropout, straightened = described
+    shapes, network, size, dropout, straightened = described
     if (type(size) is not int or not 1 <= size <= _MAX_LATENT_DIM
-            or type(dropout) not in (int, float) or not 0 <= dropout < 1 or type(straightened) is not bool):
-        raise InputError(f"{path}: not a model of this package (latent_dim={size!r}, dropout={dropout!r})")
-    _check_shapes(path, shapes, size)
+            or type(dropout) not in (int, float) or not 0 <= dropout < 1 or type(straightened) is not bool
+            or network not in [*NETWORKS]):
+        raise InputError(f"{path}: not a model of this package (latent_dim={size!r}, dropout={dropout!r}, "
+                         f"network={network!r})")
+    _check_shapes(path, shapes, size, network)
     if state is None:
         with open_tensors(path) as file:
             state = {k: file.get_tensor(k) for k in shapes}
     if not all(torch.isfinite(v).all() for v in state.values()):
         raise InputError(f"{path}: holds weights that are not finite")
     with torch.device("meta"):
-        vae = VAE(size, dropout)
+        vae = VAE(size, dropout, network)
     vae.straightened = straightened
     vae.load_state_dict({k: v.clone(memory_format=torch.contiguous_format) for k, v in state.items()}, assign=True)
     return vae.eval()

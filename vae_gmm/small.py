@@ -74,7 +74,9 @@ def small_bytes(
     about={},   # what else the header tells, for JSON
     rank=64,    # of the layer fc1, 1 to 512
 ):
-    "A network in its small form, as the bytes of a safetensors file; `InputError` for weights that are not finite."
+    "A network in its small form, a safetensors file's bytes; `InputError` for another than the course's or NaN in it."
+    if vae.network != "course":
+        raise InputError(f"the VAE: is the network '{vae.network}', which has no small form; expected 'course'")
     tensors = {}
     for name, w in vae.state_dict().items():
         if not torch.isfinite(w).all(): raise InputError(f"the VAE: {name} is not finite; expected finite weights")

@@ -101,6 +101,8 @@ OPTIONS = {name: option(*words, **more) for name, words, more in [
     ("beta", ["--beta"], dict(type=Number(min=0), show_default="0.5", help="Weight of the KL term.")),
     ("latent_dim", ["--latent-dim"], dict(type=Whole(1, 512), show_default="8; course: 2",
                                           help="Numbers that describe an image.")),
+    ("layers", ["--network"], dict(default="course", type=click.Choice(["course", "residual", "attention"]),
+                                   help="Its layers: the course project's, or more.")),
     ("straighten", ["--no-straighten", "straighten"], dict(flag_value=False, default=None,
                                                            help="Take images as they are.")),
     ("dropout", ["--dropout"], dict(default=0.2, type=Number(0, 1, max_open=True),

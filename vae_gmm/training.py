@@ -225,9 +225,10 @@ def run_epochs(run, train, val, after=(), team=Team(), **how):
 # %% ../nbs/04_training.ipynb #3b292ab8
 def keeping(run, path, resume, images):
     "Go on from the checkpoint at `path` if asked to; returns the function that writes the run's state there."
-    known = dict(dropout=run.model.dropout, n_components=0)
+    base = dict(n_components=0, network="course")  # of a file that does not tell
+    known = base | dict(dropout=run.model.dropout, network=run.model.network)
     known |= {k: getattr(run.prior, k) for k in ("n_components", "equal_weights", "shrinkage") if run.prior}
-    settings, defaults = asdict(run.config) | known, asdict(TrainConfig()) | known | dict(n_components=0)
+    settings, defaults = asdict(run.config) | known, asdict(TrainConfig()) | known | base
     if resume and Path(path).exists():
         whole = run.config.schedule == "plateau" and not run.config.prior_epochs
         shared = {k: v for k, v in settings.items() if k not in ("max_minutes", "epochs" if whole else "")}

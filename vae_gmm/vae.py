@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .networks import NETWORKS
+
 # %% auto #0
-__all__ = ['kl_divergence', 'reconstruction_loss', 'vae_loss', 'VAE', 'evaluate', 'posterior', 'decode']
+__all__ = ['reconstruction_loss', 'vae_loss', 'VAE', 'evaluate', 'posterior', 'decode']
 
 # %% ../nbs/02_vae.ipynb #7c45ff43
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -87,19 +89,27 @@ def checked(x: Tensor) -> Tensor:
         raise ValueError(f"images must have shape (B, 1, 28, 28), got {tuple(x.shape)}")
     return x
 
+def check_settings(latent_dim, dropout, network):
+    """ValueError unless a network can be made of these."""
+    if not (isinstance(latent_dim, Integral) and latent_dim >= 1):
+        raise ValueError(f"latent_dim must be at least 1, got {latent_dim!r}; expected a whole number")
+    if not (isinstance(dropout, Real) and 0 <= dropout < 1):
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+    if not (isinstance(network, str) and network in NETWORKS):
+        raise ValueError(f"network must be {' or '.join(map(repr, NETWORKS))}, got {network!r}")
+
 # %% ../nbs/02_vae.ipynb #6669c9b1
 class VAE(nn.Module):
     """Convolutional variational autoencoder for 28 x 28 images: x -> z (B, latent_dim) -> logits of x."""
     @torch.inference_mode(False)  # its weights can be trained, wherever it is made
     def __init__(self,
                  latent_dim: int = 2,    # D, the number of latent coordinates
-                 dropout: float = 0.2):  # share of channels and of units set to zero in training
+                 dropout: float = 0.2,   # share of channels and of units set to zero in training
+                 network: str = "course"):  # or what the room `networks` puts between the layers below
         super().__init__()
-        if not (isinstance(latent_dim, Integral) and latent_dim >= 1):
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim!r}; expected a whole number")
-        if not (isinstance(dropout, Real) and 0 <= dropout < 1):
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-        self.latent_dim, self.dropout, self.straightened = int(latent_dim), float(dropout), False  # see chapter 1
+        check_settings(latent_dim, dropout, network)
+        self.latent_dim, self.dropout, self.network = int(latent_dim), float(dropout), network
+        self.straightened = False  # see chapter 1
         f32 = dict(dtype=torch.float32)  # whatever torch's default is; encoder: 28 x 28 -> 14 x 14 -> 7 x 7
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1, **f32)
         self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1, **f32)
@@ -115,12 +125,14 @@ class VAE(nn.Module):
         self.deconv4 = nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1, **f32)
         self.deconv5 = StrideOneConvTranspose2d(32, 1, **f32)
         self.dropout_conv, self.dropout_fc = nn.Dropout2d(self.dropout), nn.Dropout(self.dropout)  # in both halves
+        self.encoder_blocks, self.decoder_blocks = NETWORKS[network]()  # five places each, empty in the course's
         self.to(memory_format=torch.channels_last)  # how the weights lie in memory, not what they are
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 1, 28, 28) in [0, 1] -> mu, logvar, each (B, latent_dim)."""
         h = checked(x).reshape(-1, 28, 28, 1).permute(0, 3, 1, 2)  # laid out as the weights are: channels last
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5): h = F.relu(conv(h))
+        convs = self.conv1, self.conv2, self.conv3, self.conv4, self.conv5
+        for conv, block in zip(convs, self.encoder_blocks): h = block(F.relu(conv(h)))
         h = self.dropout_conv(h).flatten(1)
         h = self.dropout_fc(F.relu(self.fc1(h)))
         return self.fc_mu(h), self.fc_logvar(h)
@@ -134,8 +146,10 @@ class VAE(nn.Module):
         if z.shape[1:] != (self.latent_dim,):
             raise ValueError(f"z must have shape (B, {self.latent_dim}), got {tuple(z.shape)}")
         h = self.dropout_fc(F.relu(self.fc2(z))).view(-1, 256, 7, 7).contiguous(memory_format=torch.channels_last)
-        for deconv in (self.deconv1, self.deconv2, self.deconv3, self.deconv4): h = F.relu(deconv(h))
-        return self.deconv5(self.dropout_conv(h))
+        *blocks, last = self.decoder_blocks
+        for block, deconv in zip(blocks, (self.deconv1, self.deconv2, self.deconv3, self.deconv4)):
+            h = F.relu(deconv(block(h)))
+        return self.deconv5(self.dropout_conv(last(h)))
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None,
                 sample: bool | None = None) -> tuple[Tensor, Tensor, Tensor]:
