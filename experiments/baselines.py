@@ -42,11 +42,11 @@ def supervised(X, y, X_test, y_test, seed, vary, epochs=40, digits=runs.DIGITS):
     """Accuracy of a convolutional network trained on labelled images (n, 1, 28, 28), with or without varied poses."""
     from torch import nn
     torch.manual_seed(seed)
-    X, X_test = X.to(runs.DEVICE), X_test.to(runs.DEVICE)
+    digits, y = np.unique(y, return_inverse=True)
     net = nn.Sequential(nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU(),
                         nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(), nn.Linear(64 * 49, 128), nn.ReLU(),
                         nn.Dropout(0.5), nn.Linear(128, len(digits))).to(runs.DEVICE)
-    y = torch.from_numpy(np.searchsorted(digits, y)).to(runs.DEVICE)
+    X, y = X.to(runs.DEVICE), torch.from_numpy(y).to(runs.DEVICE)
     batches = [index for _ in range(epochs) for index in torch.randperm(len(X)).split(32)]
     adam = torch.optim.Adam(net.parameters())
     cycle = torch.optim.lr_scheduler.OneCycleLR(adam, 2e-3, total_steps=len(batches) + 1)
@@ -57,9 +57,8 @@ def supervised(X, y, X_test, y_test, seed, vary, epochs=40, digits=runs.DIGITS):
         adam.step()
         cycle.step()
     with torch.no_grad():
-        answers = torch.cat([net.eval()(x).argmax(1) for x in X_test.split(500)]).cpu()
-    right = np.array(digits)[answers] == y_test
-    return float(right.mean())
+        said = torch.cat([net.eval()(x.to(runs.DEVICE)).argmax(1) for x in X_test.split(500)]).cpu()
+    return float((digits[said] == y_test).mean())
 
 
 def one(seed):

@@ -8,6 +8,7 @@ __all__ = ['classification_metrics', 'wilson_interval', 'VAEGMM']
 # %% ../nbs/05_classifier.ipynb #a25a4a3e
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
@@ -26,7 +27,7 @@ from .gmm import MixturePrior, e_step, fit_mixture
 from .model_files import load_gmm, load_vae, model_id, read_settings, save_gmm, save_vae
 from .networks import NETWORKS
 from .training import fit_vae
-from .uses import anomaly_score, conformal_p_value, interpolate, new_digits, rebuild
+from .uses import Labelled, anomaly_score, conformal_p_value, interpolate, new_digits, rebuild
 from .vae import VAE, posterior
 
 # %% ../nbs/05_classifier.ipynb #d40b1cba
@@ -178,11 +179,19 @@ def _new_network(seed, *settings):
     with seeded(seed, torch.device("cpu")), torch.device("cpu"):
         return VAE(*settings)
 
+def _labelled(X_lab, y_lab, straight):
+    "Labelled images as stage two takes them."
+    X_lab = as_images(X_lab, "X_lab")
+    return Labelled(straighten(X_lab)[0] if straight else X_lab, y_lab, name_components)
+
 @torch.inference_mode(False)  # and with gradients
-def _train(clf, X, y, options):
-    "Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only."
-    X, config = as_images(X, "X"), _settings(clf)["config"]
-    prior = MixturePrior(_components(clf, y), config.equal_weights, config.shrinkage) if config.prior_epochs else None
+def _train(clf, X, few, options):
+    """Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only.
+    few: None, or labelled images and their labels, which take part if there is a weight for them."""
+    X, config, (X_lab, y_lab) = as_images(X, "X"), _settings(clf)["config"], few or (None, None)
+    K = _components(clf, y_lab) if config.prior_epochs else None
+    prior = MixturePrior(K, config.equal_weights, config.shrinkage) if K else None
+    if few and config.label_weight: options = options | dict(labelled=_labelled(X_lab, y_lab, clf.straighten))
     X = straighten(X)[0] if clf.straighten else X
     whole = config.train_share == 1
     parts = [X, None] if whole else [X[part] for part in split_indices(len(X), config.train_share, config.seed)]
@@ -208,10 +217,10 @@ def _latents(clf, X):
     X = as_images(X)
     return posterior(clf.vae_, straighten(X)[0] if clf.vae_.straightened else X)
 
-def _mixture(clf, X, y):
+def _mixture(clf, X, X_lab, y_lab):
     "The mixture of the latents of X: the prior, refitted to the finished network, or from k-means by plain EM."
     mu, logvar = _latents(clf, X)
-    config, K = vars(clf).get("config_") or _settings(clf)["config"], _components(clf, y)
+    config, K = vars(clf).get("config_") or _settings(clf)["config"], _components(clf, y_lab)
     if not config.prior_epochs:
         (plain := MixturePrior(K, equal_weights=False, shrinkage=0)).start(mu, config.seed)
         return fit_mixture(mu.double(), plain.mixture, max_iter=500, tol=1e-4)[0]
@@ -219,12 +228,14 @@ def _mixture(clf, X, y):
     trained = vars(clf).get("prior_") or prior
     same = trained.mixture and trained.n_components == K
     prior.load_state_dict(trained.state_dict()) if same else prior.start(mu, config.seed)
-    prior.refit(mu, logvar, steps=5)
+    few = _labelled(X_lab, y_lab, clf.vae_.straightened) if config.label_weight else None
+    refit = partial(few.refit, prior, partial(posterior, clf.vae_)) if few else prior.refit
+    refit(mu, logvar, steps=5)
     return prior.mixture
 
 def _named(clf, X, X_lab, y_lab):
     "Give a `VAEGMM` the mixture of X, named by the labelled images; what was calibrated with another is forgotten."
-    mixture, classes = _mixture(clf, X, y_lab), np.unique(y_lab)
+    mixture, classes = _mixture(clf, X, X_lab, y_lab), np.unique(y_lab)
     names = name_components(e_step(_latents(clf, X_lab)[0].double(), *mixture)[0].numpy(), y_lab)
     clf.mixture_, clf.classes_, clf.shares_ = mixture, classes, (names[:, None] == classes).astype(float)
     vars(clf).pop("calibration_", None)
@@ -252,9 +263,9 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
     def fit_labelled(self, X, X_lab, y_lab, **fit_options):
         "Learn from unlabelled images X and a few labelled ones; options go to `fit_vae` of chapter 4. Returns self."
         X, X_lab, y_lab = _checked(X, X_lab, y_lab)
-        _raise_failure(_train(self, X, y_lab, fit_options).history_)
+        _raise_failure(_train(self, X, (X_lab, y_lab), fit_options).history_)
         return self.fit_gmm(X, X_lab, y_lab)
-    def fit_vae(self, X, **fit_options): return _train(self, X, None, fit_options)  # the first half: the network
+    def fit_vae(self, X, few=None, **fit_options): return _train(self, X, few, fit_options)  # the first half: network
     def fit_gmm(self, X, X_lab, y_lab): return _named(self, *_checked(X, X_lab, y_lab))  # the second: mixture and names
     @property
     def component_labels_(self): return self.classes_[self.shares_.argmax(1)]  # (K,)

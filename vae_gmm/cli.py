@@ -141,12 +141,12 @@ def log_epoch(history, config):
     if left := minutes_left(history, config): losses += f", {left:.1f} min left"
     say(f"epoch {row['epoch']} of {config.epochs + config.prior_epochs}: {losses}", err=True)
 
-def train_network(clf, images, checkpoint=None, quiet=False):
+def train_network(clf, images, few=None, checkpoint=None, quiet=False):
     "Train the network of `clf`, with a bar on a terminal and lines elsewhere; `ClickException` if none is to keep."
     plain = not quiet and not sys.stderr.isatty()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the loss is not finite")  # said below
-        clf.fit_vae(images, checkpoint=checkpoint, resume=checkpoint is not None, progress=False if quiet else None,
+        clf.fit_vae(images, few, checkpoint=checkpoint, resume=checkpoint is not None, progress=False if quiet else None,
                     callback=partial(log_epoch, config=clf.config) if plain else None)
     history, lost = clf.history_, "no model was written"
     if history.stopped == "interrupted":
@@ -189,7 +189,8 @@ def say_trained(clf, train_file, n_images, n_labels, model, gmm):
     Writes the network (--model) and the mixture (--gmm), both at the end or, when interrupted, neither.
     Files of these names are replaced.""")
 @options("train_file", "val_file", "new_model", "gmm", "out_dir", "recipe", "epochs", "batch_size", "beta", "layers",
-         "latent_dim", "straighten", "dropout", "max_minutes", "names", "checkpoint", "seed", "device", "quiet", "json")
+         "label_weight", "latent_dim", "straighten", "dropout", "max_minutes", "names", "checkpoint", "seed", "device",
+         "quiet", "json")
 def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkpoint, seed, device, quiet, as_json,
           **given):
     model, gmm, checkpoint = out_dir / model, out_dir / gmm, out_dir / checkpoint if checkpoint else None
@@ -202,7 +203,7 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkp
     make, settings = (VAEGMM, TrainConfig.fast) if recipe == "fast" else (VAEGMM.course, TrainConfig)
     clf = make(config=settings(seed=seed, **given), n_components=len(set(labels.tolist())), random_state=seed,
                device=pick_device(device), **own)
-    train_network(clf, images, checkpoint, quiet)
+    train_network(clf, images, (val_images, labels), checkpoint, quiet)
     clf.fit_gmm(images, val_images, labels)
     write_classifier(clf, model, gmm)
     if as_json:
@@ -345,8 +346,7 @@ def show(file, model, gmm, keep_labels, n, misread, out, device, quiet):
 @options("picture", "label", "n", "model", "gmm", "seed", "device", "quiet")
 def sample(picture, label, n, model, gmm, seed, device, quiet):
     check_outputs([picture], files := trained(model, gmm))
-    images, labels = restore(files, device).sample(n, label, random_state=seed)
-    write_sheet(picture, images, labels)
+    write_sheet(picture, *restore(files, device).sample(n, label, random_state=seed))
     if not quiet: say(f"Sheet: {picture}, {count(n, 'digit')}")
 
 # %% ../nbs/rooms/cli.ipynb #c11a0015

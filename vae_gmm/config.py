@@ -15,7 +15,8 @@ from .files import InputError, replacing
 _LEAST = dict(epochs=1, prior_epochs=0, batch_size=1, lr_patience=1, stop_patience=1, beta_warmup=0, seed=0)  # whole
 _CHOICES = dict(schedule=("plateau", "onecycle"), precision=("auto", "float32", "tf32", "bfloat16"))
 _SWITCHES = "augment", "flip", "vary_pose", "equal_weights"
-_ONE, _ZERO = ("lr_factor", "train_share", "shrinkage"), ("beta", "noise_std", "agreement", "shrinkage")  # end, start
+_ONE = "lr_factor", "train_share", "shrinkage"  # where a range ends; below, where one starts at 0
+_ZERO = ("beta", "noise_std", "agreement", "label_weight", "shrinkage")
 
 def _allowed(name, value):
     "Whether a setting, in plain Python, may have this value, and what may stand there, in words."
@@ -50,6 +51,7 @@ class TrainConfig:
     prior_epochs: int = 0  # of stage two, in which a mixture is the prior
     prior_lr: float = 1e-3  # its highest step size; it rises and falls once
     agreement: float = 3.0  # weight of the term that makes two views of an image agree on its component
+    label_weight: float = 0.0  # weight of the cross-entropy of labelled images in stage two; 0: no label is trained on
     shrinkage: float = 0.6  # how far the components' covariances are drawn to the one they share
     equal_weights: bool = True  # no component is likelier than another before the image is seen
     precision: str = "float32"  # of products in a step: "auto", "float32", "bfloat16", or "tf32" on an NVIDIA GPU
@@ -63,6 +65,9 @@ class TrainConfig:
             if not allowed:
                 raise InputError(f"{name} is {value!r}; expected {expected}")
             object.__setattr__(self, name, value)
+        if self.label_weight and not self.prior_epochs:
+            raise InputError(f"label_weight is {self.label_weight}; expected 0 where prior_epochs is 0: "
+                             "labels take part in stage two")
 
     @classmethod
     def fast(cls, **changes):

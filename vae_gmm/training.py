@@ -6,9 +6,7 @@
 __all__ = ['fit_vae']
 
 # %% ../nbs/04_training.ipynb #6f286ec3
-import math
-import time
-import warnings
+import math, time, warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -61,8 +59,7 @@ def train_epoch(model, images, optimizer, config, scheduler=None, epoch=1, step=
         for target, weight in team.batches(images, indices, device):
             losses.append(step(model, target, optimizer, config, beta, weight))
             weights.append(weight)
-            if scheduler is not None:
-                scheduler.step()
+            if scheduler is not None: scheduler.step()
     sizes = torch.tensor([len(index) for index in indices], device="cpu")
     return team.mean(torch.stack(losses).cpu().double(), weights), sizes
 
@@ -85,10 +82,7 @@ def make_optimizer(model, n_train, config, stage=1):
                                                                  patience=config.lr_patience)
 
 # %% ../nbs/04_training.ipynb #c5a1e001
-def disagreement(
-    log_resp,  # log responsibilities of V views of each image, (V, B, K)
-    sharpen=2,
-):
+def disagreement(log_resp, sharpen=2):  # log responsibilities of V views of each image, (V, B, K)
     "Cross-entropy between the views' sharpened mean and each view, eq. (4.4); a mean over images, in nats."
     with torch.no_grad():
         q = log_resp.exp().mean(0) ** sharpen
@@ -96,18 +90,22 @@ def disagreement(
     return -(q * log_resp).sum(2).mean()
 
 # %% ../nbs/04_training.ipynb #c5a1e002
-def prior_step(model, target, optimizer, config, beta, weight=1.0, prior=None):
-    "As `train_step`, with a mixture as the prior and two views that must agree; (reconstruction, kl, disagreement)."
+def prior_step(model, target, optimizer, config, beta, weight=1.0, prior=None, labelled=None):
+    """As `train_step`, with a mixture as the prior and two views that must agree: (reconstruction, kl, disagreement),
+    and the cross-entropy of as many labelled images, if there are some."""
     if config.augment: target = augment_batch(target, flip=config.flip)
+    n, few = 2 * len(target), labelled.draw(target) if labelled else ()
     with bf16(target, config):
-        mu, logvar = model.encode(torch.cat([varied(target, config), varied(target, config)]))
+        mu, logvar = model.encode(torch.cat([varied(x, config) for x in (target, target, *few[:1])]))
         z = model.reparameterize(mu.float(), logvar.float())
         logits = model.decode(z[:len(target)])  # one view is enough for the reconstruction
     rec = reconstruction_loss(logits.float(), target).mean()
-    kl = prior.kl(mu.float(), logvar.float(), z).mean()
-    agree = disagreement(prior.log_resp(z).unflatten(0, (2, len(target))))
-    move(weight * (rec + beta * kl + config.agreement * agree), optimizer)  # eq. (4.5)
-    return torch.stack([rec.detach(), kl.detach(), agree.detach()])
+    kl, log_resp = prior.kl(mu[:n].float(), logvar[:n].float(), z[:n]).mean(), prior.log_resp(z)
+    agree = disagreement(log_resp[:n].unflatten(0, (2, len(target))))
+    terms, weights = [rec, kl, agree], (1, beta, config.agreement, config.label_weight)
+    if few: terms.append(labelled.cross_entropy(log_resp[n:], few[1]))
+    move(weight * sum(w * term for w, term in zip(weights, terms)), optimizer)  # eq. (4.5) or (7.4)
+    return torch.stack([term.detach() for term in terms])
 
 # %% ../nbs/04_training.ipynb #e973396a
 @dataclass
@@ -117,6 +115,7 @@ class Run:
     config: TrainConfig
     n_train: int
     prior: "MixturePrior | None" = None  # of stage two
+    labelled: object = None  # images that take part in stage two with their labels
     stage: int = 1
     history: History = field(default_factory=History)
     started: float = field(default_factory=time.monotonic)
@@ -152,8 +151,7 @@ def why_stage_ends(run):
 def why_stop(run):
     "The reason to end after this epoch, or None; a run with a mixture goes from stage one to stage two."
     reason, limit = why_stage_ends(run), run.config.max_minutes
-    if reason and not (run.stage == 1 and run.prior and run.config.prior_epochs):
-        return reason
+    if reason and not (run.stage == 1 and run.prior and run.config.prior_epochs): return reason
     if limit is not None and time.monotonic() - run.started > 60 * limit and run.history.rows:
         return f"time budget of {limit:g} minutes used up"
 
@@ -161,13 +159,13 @@ def finish_epoch(run, train_terms, val_terms, lr, seconds):
     "Add a row to the history, tell the plateau schedule, keep the weights if they are the best so far."
     history, config = run.history, run.config
     row = dict(epoch=len(history.rows) + 1, stage=run.stage)
-    terms = dict(reconstruction=1, kl=config.beta, disagreement=config.agreement)  # and their weights in the loss
+    terms = dict(reconstruction=1, kl=config.beta, disagreement=config.agreement,
+                 cross_entropy=config.label_weight)  # and their weights in the loss
     for part, values in (("train", train_terms), ("val", val_terms)):
         if values: row[f"{part}_loss"] = sum(weight * value for weight, value in zip(terms.values(), values))
         row |= {f"{part}_{name}": value for name, value in zip(terms, values)}
     history.rows.append(row | dict(lr=lr, seconds=seconds))
-    if config.schedule == "plateau" and run.stage == 1:
-        run.scheduler.step(row.get("val_loss", row["train_loss"]))
+    if config.schedule == "plateau" and run.stage == 1: run.scheduler.step(row.get("val_loss", row["train_loss"]))
     judged = "val_loss" in row and history.best_epoch  # else the last epoch is the best
     if math.isfinite(row.get("val_loss", 0.0)) and (not judged or row["val_loss"] < history.best["val_loss"]):
         run.best, history.best_epoch = weights_of(run.model), len(history.rows)
@@ -191,12 +189,12 @@ def run_epoch(run, train, val, team, model, step, record):
     tick, epoch = time.monotonic(), len(run.history.rows) + 1
     lr = float(run.optimizer.param_groups[0]["lr"])
     if run.stage == 2:
-        run.prior.refit(*latents(run, train))
-        step = record(partial(prior_step, prior=run.prior))  # anew, since the mixture is another one
+        refit = partial(run.labelled.refit, run.prior, partial(latents, run)) if run.labelled else run.prior.refit
+        refit(*latents(run, train))
+        step = record(partial(prior_step, prior=run.prior, labelled=run.labelled))  # the mixture is another one
     scheduler = run.scheduler if run.stage == 2 or run.config.schedule == "onecycle" else None
     losses, sizes = train_epoch(model, train, run.optimizer, run.config, scheduler, epoch, step, team)
-    bad = ~torch.isfinite(losses).all(1)
-    if bad.any():
+    if (bad := ~torch.isfinite(losses).all(1)).any():
         raise FloatingPointError(f"the loss is not finite in epoch {epoch}, batch {int(bad.nonzero()[0, 0]) + 1}")
     train_terms = ((losses * sizes[:, None]).sum(0) / sizes.sum()).tolist()
     judged = val is not None and run.stage == 1
@@ -213,8 +211,7 @@ def run_epochs(run, train, val, after=(), team=Team(), **how):
             if run.stage == 1 and run.history.rows and why_stage_ends(run): begin_stage_two(run, train)
             run_epoch(run, train, val, team, **how)
             reason = team.agree(why_stop(run))
-            for function in after:
-                team.first(function)
+            for function in after: team.first(function)
         return reason
     except KeyboardInterrupt:
         return "interrupted"
@@ -223,9 +220,10 @@ def run_epochs(run, train, val, after=(), team=Team(), **how):
         return str(err)
 
 # %% ../nbs/04_training.ipynb #3b292ab8
-def keeping(run, path, resume, images):
+def keeping(run, path, resume, sets):
     "Go on from the checkpoint at `path` if asked to; returns the function that writes the run's state there."
-    base = dict(n_components=0, network="course")  # of a file that does not tell
+    few = [run.labelled.images, torch.from_numpy(run.labelled.labels)] if run.labelled else []
+    images, base = fingerprint(*sets, *few), dict(n_components=0, network="course")  # of a file that does not tell
     known = base | dict(dropout=run.model.dropout, network=run.model.network)
     known |= {k: getattr(run.prior, k) for k in ("n_components", "equal_weights", "shrinkage") if run.prior}
     settings, defaults = asdict(run.config) | known, asdict(TrainConfig()) | known | base
@@ -250,11 +248,13 @@ def images_of(source, name, config=None, prior=None):
         raise InputError(f"{name}: holds {len(images)} images; expected one or more a component")
     return images
 
-def check_options(config, prior, checkpoint, resume, callback):
+def check_options(config, prior, labelled, checkpoint, resume, callback):
     "Raise `InputError` for what would fail later, as a place that cannot be written to."
     for name, value, right, expected in (
             ("config", config, isinstance(config, TrainConfig), "a TrainConfig"),
             ("prior", prior, prior is None or isinstance(prior, MixturePrior), "a MixturePrior or None"),
+            ("labelled", labelled, bool(labelled) == bool(prior and getattr(config, "label_weight", 0)),
+             "labelled images where there is a prior and label_weight is above 0, and None elsewhere"),
             ("callback", callback, callback is None or callable(callback), "a function of the history, or None")):
         if not right: raise InputError(f"{name} is of type {type(value).__name__}; expected {expected}")
     if checkpoint is not None:
@@ -277,13 +277,13 @@ def fit_vae(
     train,  # images as `as_images` takes them, or a `SubsetImagesFromNPZ`
     val=None,  # likewise, not trained on; None: the last epoch of a stage is its best
     config=TrainConfig(),
-    prior=None,  # a `MixturePrior` for stage two, of `config.prior_epochs`; changed in place
+    prior=None, labelled=None,  # for stage two: a `MixturePrior`, changed in place; `Labelled` images of chapter 7
     checkpoint=None, resume=False,  # file for the state after each epoch; go on from it if it exists
     callback=None,  # called with the history after each epoch
     progress=None, on_device=None,  # a bar, images on the model's device; None: "on a terminal only", "if they fit"
 ):
     "Train a VAE in one stage or two; returns its `History`. Raises `InputError` before the first step for bad input."
-    check_options(config, prior, checkpoint, resume, callback)
+    check_options(config, prior, labelled, checkpoint, resume, callback)
     sets = [images_of(train, "train", config, prior)] + ([] if val is None else [images_of(val, "val")])
     team, device = gather(model, sets[0], on_device)
     train, val, *_ = [*(sets if team.loader else (images.to(device) for images in sets)), None]
@@ -291,8 +291,8 @@ def fit_vae(
     def record(step): return RecordedStep(step, config.batch_size) if alone else step
     with (seeded(config.seed, device), products(config.precision, device) as precision,
           torch.autocast(device.type, enabled=False), team.joined(model)):
-        run = Run(getattr(model, "_orig_mod", model), replace(config, precision=precision), len(train), prior)
-        after = [keeping(run, checkpoint, resume, fingerprint(*sets))] if checkpoint is not None else []
+        run = Run(getattr(model, "_orig_mod", model), replace(config, precision=precision), len(train), prior, labelled)
+        after = [keeping(run, checkpoint, resume, sets)] if checkpoint is not None else []
         epochs = config.epochs + bool(prior) * config.prior_epochs
         with run.history.progress(epochs, progress if team.rank == 0 else False) as draw:
             after += [draw] + [lambda: callback(run.history)] * (callback is not None)
