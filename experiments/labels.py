@@ -33,7 +33,7 @@ from experiments.baselines import labels_of, supervised
 from vae_gmm.classifier import name_components
 from vae_gmm.config import TrainConfig
 from vae_gmm.data import as_images, load_npz, straighten, write_course_files
-from vae_gmm.devices import products, seeded
+from vae_gmm.devices import RecordedStep, products, seeded
 from vae_gmm.files import mnist_digits
 from vae_gmm.gmm import MixturePrior, e_step
 from vae_gmm.training import Run, begin_stage_two, finish, run_epochs
@@ -91,7 +91,8 @@ def stage_two(clf, X, X_lab, y_lab, seed, label_weight):
     with seeded(seed, device), products(config.precision, device) as precision, torch.inference_mode(False):
         run = Run(clf.vae_, replace(config, precision=precision), len(x), prior, few)
         begin_stage_two(run, x)
-        stopped = run_epochs(run, x, None, model=clf.vae_, step=None)
+        record = partial(RecordedStep, full=config.batch_size) if device.type == "cuda" else lambda step: step
+        stopped = run_epochs(run, x, None, model=clf.vae_, step=None, record=record)
     assert stopped == "all epochs done", stopped
     clf.history_, clf.config_, clf.prior_ = finish(run, clf.vae_), config, prior
     return clf.fit_gmm(X, X_lab, y_lab)
