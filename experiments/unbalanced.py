@@ -49,7 +49,7 @@ def one(seed, weights):
     resp = [e_step(posterior(network, images)[0].double(), *prior.mixture)[0].numpy() for images in (few, test)]
     names = name_components(resp[0], y_lab)
     share = {int(name): float(weight) for name, weight in zip(names, prior.mixture.weights)}
-    return dict(test=float((names[resp[1].argmax(1)] == runs.test_images()[1]).mean()), weights=share,
+    return dict(test=float((names[resp[1].argmax(1)] == runs.test_images()[1]).mean()), final=share,
                 seconds=round(sum(row["seconds"] for row in history.rows)))
 
 
