@@ -271,7 +271,8 @@ def test_one_classifier_for_every_form_of_an_image(good, digits):
 def test_the_constructor_and_what_fit_refuses(digits):
     parameters = inspect.signature(VAEGMM).parameters
     assert {name: value.default for name, value in parameters.items()} == dict(
-        latent_dim=8, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0, device="cpu")
+        latent_dim=8, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0, device="cpu",
+        network="course")
     images = digits[0][:10]
     with pytest.raises(InputError, match="holds one label only"):
         VAEGMM().fit_labelled(images, images[:2], [4, 4])
