@@ -12,7 +12,12 @@ Each run keeps four checkpoints in either stage: epoch, seconds, and on developm
 the stage, SSIM, accuracy by the mixture, named by 15 labels, and by the 5 nearest training images with all labels. At
 its end the same and log p(x) by importance weighting, and the accuracies on the official test images, which are read
 then and decide about nothing. Words after the command choose among the runs: `what=draws network=residual seed=1`;
-`part=0/4` is every fourth of them, for four processes side by side; `list` only prints them.
+`part=0/4` is every fourth of them, for four processes side by side; `list` only prints them. So, on a GPU:
+
+    export VAE_GMM_DEVICE=cuda OMP_NUM_THREADS=1
+    python -m experiments.networks what=pace
+    for i in 0 1 2 3 4 5 6 7 8; do python -m experiments.networks what=tuning part=$i/9 & done; wait
+    for i in 0 1 2 3 4 5 6 7 8 9 10; do python -m experiments.networks part=$i/11 & done; wait
 """
 import json
 from functools import lru_cache
@@ -37,6 +42,11 @@ from vae_gmm.vae import VAE
 STEP_SIZES, DIMENSIONS, EPOCHS, SEEDS, TUNING_SEED = (5e-4, 1e-3, 2e-3), (2, 4, 16, 32), 24, (0, 1, 2), 9
 MEASURED = 500  # images for bound and SSIM; accuracies are of all
 read_once = lru_cache(lambda images: (straighten(as_images(images()[0]))[0], images()[1]))
+
+
+def rounded(**values):
+    """Numbers as they are stored."""
+    return {name: round(float(value), 4) for name, value in values.items()}
 
 
 def names_of(images):
@@ -64,7 +74,7 @@ class Judge:
     def accuracies(self, clf, images, labels):
         """By the mixture, and by neighbours with all labels."""
         near = KNeighborsClassifier(5).fit(clf.encode(self.X), self.names)
-        return dict(mixture=clf.score(images, labels), neighbours=near.score(clf.encode(images), labels))
+        return rounded(mixture=clf.score(images, labels), neighbours=near.score(clf.encode(images), labels))
 
     def marks(self, draws, stage=2):
         """All that is measured on development images."""
@@ -72,15 +82,16 @@ class Judge:
         normal = Mixture(torch.ones(1), torch.zeros(1, D), torch.eye(D)[None])
         prior = Mixture(*(part.double() for part in (normal if stage == 1 else clf.mixture_)))
         bound, log_p = log_evidence(self.model, prior, x[:MEASURED], draws)
-        return dict(bound=float(bound.mean()), log_p=float(log_p.mean()), **self.accuracies(clf, x, labels),
-                    ssim=float(similarity(x[:MEASURED], clf.reconstruct(x[:MEASURED])).ssim.mean()))
+        ssim = similarity(x[:MEASURED], clf.reconstruct(x[:MEASURED])).ssim.mean()
+        return rounded(bound=bound.mean(), log_p=log_p.mean(), ssim=ssim) | self.accuracies(clf, x, labels)
 
     def __call__(self, history):
         stage, epochs = history.rows[-1]["stage"], self.config.epochs
         if (done := history.rows[-1]["epoch"] - epochs * (stage == 2)) % max(1, epochs // 4) and done < epochs:
             return
         seconds = sum(row["seconds"] for row in history.rows)
-        self.checkpoints.append(dict(epoch=len(history.rows), stage=stage, seconds=seconds) | self.marks(4, stage))
+        when = dict(epoch=len(history.rows), stage=stage) | rounded(seconds=seconds)
+        self.checkpoints.append(when | self.marks(4, stage))
 
 
 def one(what, network, lr, latent_dim, epochs, seed):
@@ -92,7 +103,8 @@ def one(what, network, lr, latent_dim, epochs, seed):
     judge = Judge(model, prior, config, runs.draw(seed))
     history = fit_vae(model, judge.X, config=config, prior=prior, callback=None if "pace" in what else judge)
     stages = [[row["seconds"] for row in history.rows if row["stage"] == stage] for stage in (1, 2)]
-    times = dict(seconds=sum(map(sum, stages)), seconds_an_epoch=[float(np.median(stage[1:])) for stage in stages])
+    times = rounded(seconds=sum(map(sum, stages)))
+    times["seconds_an_epoch"] = [round(float(np.median(stage[1:] or stage)), 4) for stage in stages]
     if "pace" in what:
         return times | dict(parameters=sum(p.numel() for p in model.parameters()))
     found = times | dict(checkpoints=judge.checkpoints, development=judge.marks(50))

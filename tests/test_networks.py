@@ -57,7 +57,8 @@ def test_the_courses_network_is_as_before_there_were_others():
         digest.update(name.encode() + weight.contiguous().numpy().tobytes())
     assert digest.hexdigest()[:16] == "70af97966cde9021" and model_id(model) == "3b5e122e0d9f2664"
     assert torch.rand(1).item() == pytest.approx(0.1025, abs=1e-4)  # as many random numbers were drawn
-    names = [*(f"conv{i}" for i in range(1, 6)), "fc1", "fc_mu", "fc_logvar", "fc2", *(f"deconv{i}" for i in range(1, 6))]
+    five = range(1, 6)
+    names = [*(f"conv{i}" for i in five), "fc1", "fc_mu", "fc_logvar", "fc2", *(f"deconv{i}" for i in five)]
     assert list(model.state_dict()) == [f"{name}.{part}" for name in names for part in ("weight", "bias")]
     assert model.network == VAE().network == VAEGMM().network == "course"
 

@@ -104,7 +104,7 @@ OPTIONS = {name: option(*words, **more) for name, words, more in [
     ("latent_dim", ["--latent-dim"], dict(type=Whole(1, 512), show_default="8; course: 2",
                                           help="Numbers that describe an image.")),
     ("layers", ["--network"], dict(default="course", type=click.Choice(["course", "residual", "attention"]),
-                                   help="Its layers: the course project's, or more.")),
+                                   metavar="NAME", help="The course project's layers, or residual or attention.")),
     ("straighten", ["--no-straighten", "straighten"], dict(flag_value=False, default=None,
                                                            help="Take images as they are.")),
     ("dropout", ["--dropout"], dict(default=0.2, type=Number(0, 1, max_open=True),
