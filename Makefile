@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install report publish export experiments readme pdf html test check lab clean
+.PHONY: help install report publish export experiments replicate readme pdf html test check lab clean
 
 help: ## this list
 	@awk -F ' *:.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ export: $(INSTALLED) ## write vae_gmm/ from the notebooks
 
 experiments: export ## list the long measurements that the chapters read, with their times
 	$(BIN)/python -m experiments
+
+replicate: export ## run one stored measurement again, drawn by the date, and compare (minutes; needs VAE_GMM_DATA)
+	$(BIN)/python -m experiments replicate
 
 readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
 	$(BIN)/python -m report.readme
