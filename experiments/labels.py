@@ -121,6 +121,7 @@ def without_training(clf, X, y, X_test, y_test, seed):
     pixels, pixels_test = x.flatten(1).numpy(), upright(X_test).flatten(1).numpy()
     Z, Z_test = clf.encode(X), clf.encode(X_test)
     resp, answers = (e_step(torch.from_numpy(z), *clf.mixture_)[0].numpy() for z in (Z, Z_test))
+    spreading = LabelSpreading(kernel="knn", n_neighbors=20, max_iter=200)  # with 7, its default, few labels reach all
     def logistic(): return LogisticRegression(max_iter=1000)
     result = {}
     for n in LABELS:
@@ -129,7 +130,7 @@ def without_training(clf, X, y, X_test, y_test, seed):
             said = {"naming alone": name_components(resp[few], y[few])[answers.argmax(1)],
                     "held in EM": held(clf, x, x[few], y[few])(Z_test),
                     "self-training, latents": spread(SelfTrainingClassifier(logistic()), Z, few, y[few])(Z_test),
-                    "label spreading, latents": spread(LabelSpreading(kernel="knn"), Z, few, y[few])(Z_test)}
+                    "label spreading, latents": spread(spreading, Z, few, y[few])(Z_test)}
             for space, points, test in (("pixels", pixels, pixels_test), ("latents", Z, Z_test)):
                 near = KNeighborsClassifier(1 if n < 10 else 5)
                 for name, method in (("nearest neighbours", near), ("logistic regression", logistic())):
