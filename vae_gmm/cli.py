@@ -146,7 +146,7 @@ def train_network(clf, images, few=None, checkpoint=None, quiet=False):
     plain = not quiet and not sys.stderr.isatty()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the loss is not finite")  # said below
-        clf.fit_vae(images, few, checkpoint=checkpoint, resume=checkpoint is not None, progress=False if quiet else None,
+        clf.fit_vae(images, few, checkpoint=checkpoint, resume=bool(checkpoint), progress=False if quiet else None,
                     callback=partial(log_epoch, config=clf.config) if plain else None)
     history, lost = clf.history_, "no model was written"
     if history.stopped == "interrupted":

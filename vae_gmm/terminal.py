@@ -99,8 +99,8 @@ OPTIONS = {name: option(*words, **more) for name, words, more in [
     ("batch_size", ["--batch-size"], dict(type=AT_LEAST_1, show_default="16; course: 64",
                                           help="Images in a training step.")),
     ("beta", ["--beta"], dict(type=Number(min=0), show_default="0.5", help="Weight of the KL term.")),
-    ("label_weight", ["--label-weight"], dict(type=Number(min=0), show_default="0", help="Weight of VAL's labels in the "
-                                              "training; 0 uses them for the names only.")),
+    ("label_weight", ["--label-weight"], dict(type=Number(min=0), show_default="0", help="Weight of VAL's labels in "
+                                              "training; 0 uses them for names only.")),
     ("latent_dim", ["--latent-dim"], dict(type=Whole(1, 512), show_default="8; course: 2",
                                           help="Numbers that describe an image.")),
     ("layers", ["--network"], dict(default="course", type=click.Choice(["course", "residual", "attention"]),
