@@ -179,11 +179,6 @@ def _new_network(seed, *settings):
     with seeded(seed, torch.device("cpu")), torch.device("cpu"):
         return VAE(*settings)
 
-def _labelled(X_lab, y_lab, straight):
-    "Labelled images as stage two takes them."
-    X_lab = as_images(X_lab, "X_lab")
-    return Labelled(straighten(X_lab)[0] if straight else X_lab, y_lab, name_components)
-
 @torch.inference_mode(False)  # and with gradients
 def _train(clf, X, few, options):
     """Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only.
@@ -191,7 +186,7 @@ def _train(clf, X, few, options):
     X, config, (X_lab, y_lab) = as_images(X, "X"), _settings(clf)["config"], few or (None, None)
     K = _components(clf, y_lab) if config.prior_epochs else None
     prior = MixturePrior(K, config.equal_weights, config.shrinkage) if K else None
-    if few and config.label_weight: options = options | dict(labelled=_labelled(X_lab, y_lab, clf.straighten))
+    if few and config.label_weight: options = options | dict(labelled=Labelled(*few, name_components, clf.straighten))
     X = straighten(X)[0] if clf.straighten else X
     whole = config.train_share == 1
     parts = [X, None] if whole else [X[part] for part in split_indices(len(X), config.train_share, config.seed)]
@@ -228,7 +223,7 @@ def _mixture(clf, X, X_lab, y_lab):
     trained = vars(clf).get("prior_") or prior
     same = trained.mixture and trained.n_components == K
     prior.load_state_dict(trained.state_dict()) if same else prior.start(mu, config.seed)
-    few = _labelled(X_lab, y_lab, clf.vae_.straightened) if config.label_weight else None
+    few = Labelled(X_lab, y_lab, name_components, clf.vae_.straightened) if config.label_weight else None
     refit = partial(few.refit, prior, partial(posterior, clf.vae_)) if few else prior.refit
     refit(mu, logvar, steps=5)
     return prior.mixture

@@ -274,8 +274,7 @@ def finish(run, model):
 @torch.inference_mode(False)  # and with gradients, wherever it is called
 def fit_vae(
     model,  # a `VAE` on any device; trained in place, ends with the best weights in evaluation mode
-    train,  # images as `as_images` takes them, or a `SubsetImagesFromNPZ`
-    val=None,  # likewise, not trained on; None: the last epoch of a stage is its best
+    train, val=None,  # images as `as_images` takes them, or `SubsetImagesFromNPZ`; no val: the last epoch is the best
     config=TrainConfig(),
     prior=None, labelled=None,  # for stage two: a `MixturePrior`, changed in place; `Labelled` images of chapter 7
     checkpoint=None, resume=False,  # file for the state after each epoch; go on from it if it exists
@@ -287,15 +286,14 @@ def fit_vae(
     sets = [images_of(train, "train", config, prior)] + ([] if val is None else [images_of(val, "val")])
     team, device = gather(model, sets[0], on_device)
     train, val, *_ = [*(sets if team.loader else (images.to(device) for images in sets)), None]
-    alone = device.type == "cuda" and team.size == 1
-    def record(step): return RecordedStep(step, config.batch_size) if alone else step
+    record = partial(RecordedStep, full=config.batch_size) if device.type == "cuda" and team.size == 1 else lambda f: f
     with (seeded(config.seed, device), products(config.precision, device) as precision,
           torch.autocast(device.type, enabled=False), team.joined(model)):
         run = Run(getattr(model, "_orig_mod", model), replace(config, precision=precision), len(train), prior, labelled)
         after = [keeping(run, checkpoint, resume, sets)] if checkpoint is not None else []
-        epochs = config.epochs + bool(prior) * config.prior_epochs
-        with run.history.progress(epochs, progress if team.rank == 0 else False) as draw:
+        epochs, show = config.epochs + bool(prior) * config.prior_epochs, progress if team.rank == 0 else False
+        with run.history.progress(epochs, show) as draw:
             after += [draw] + [lambda: callback(run.history)] * (callback is not None)
-            run.history.stopped = run_epochs(run, train, val, after, team, model=model, step=record(train_step),
-                                             record=record)
+            how = dict(model=model, step=record(train_step), record=record)
+            run.history.stopped = run_epochs(run, train, val, after, team, **how)
     return finish(run, model)

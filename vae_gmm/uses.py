@@ -22,9 +22,10 @@ from .vae import decode, posterior, reconstruction_loss
 class Labelled:
     """Labelled images that take part in stage two: held in EM at the components of their labels, and with a loss.
     labels (l,) are whole numbers; name(resp, labels) names the components (K,), as `name_components` does."""
-    def __init__(self, images, labels, name):
-        self.images, self.name = as_images(images, "X_lab"), name
-        self.labels = check_labels(labels, len(self.images), "y_lab")
+    def __init__(self, images, labels, name, straight=False):
+        images = as_images(images, "X_lab")
+        self.images, self.name = straighten(images)[0] if straight else images, name
+        self.labels = check_labels(labels, len(images), "y_lab")
 
     def refit(self, prior, encode, mu, logvar, steps=1):
         "EM steps of `prior` on points (mu, logvar) and on the labelled images, as `encode` places them, eq. (7.2)."
