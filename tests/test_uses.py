@@ -68,7 +68,7 @@ def test_more_draws_raise_the_estimate_in_the_mean(monkeypatch):
     exact = solved(monkeypatch, np.array([2.5]))[0]
     prior = Mixture(torch.ones(1).double(), torch.zeros(1, 1).double(), torch.eye(1)[None].double())
     means = [log_evidence(Linear(), prior, np.full(4000, 2.5), draws=m)[1].mean() for m in (1, 2, 5, 20)]
-    assert means == sorted(means) and means[-1] < exact + 0.02  # eq. (7.4)
+    assert means == sorted(means) and means[-1] < exact + 0.02  # eq. (7.8)
 
 
 def test_scores_do_not_hang_on_the_form_of_an_image_or_on_its_neighbours(clf, digits):

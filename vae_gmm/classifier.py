@@ -277,14 +277,14 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
     def reconstruct(self, X): return rebuild(self.vae_, X)  # the decoder's image of each latent mean, in its pose
     def interpolate(self, a, b, steps=8): return interpolate(self.vae_, a, b, steps)  # images from one to the other
     def anomaly_score(self, X):
-        "How little images are like those learned from, (n,), eq. (7.10); the higher, the stranger."
+        "How little images are like those learned from, (n,), eq. (7.14); the higher, the stranger."
         return anomaly_score(self.vae_, self.mixture_, X)
     def calibrate(self, X):
         "Keep the scores of normal images that were used for nothing else. Returns self."
         self.calibration_ = np.sort(self.anomaly_score(X))
         return self
     def anomaly_p_value(self, X):
-        "How often a normal image has such a score or a higher one, (n,), eq. (7.11); after `calibrate`."
+        "How often a normal image has such a score or a higher one, (n,), eq. (7.15); after `calibrate`."
         return conformal_p_value(calibration=self.calibration_, scores=self.anomaly_score(X))
     def score(self, X, y): return super().score(*_parted(X, y)[1:])  # among the images that have a label
     def save(self, folder): _store(self, folder)

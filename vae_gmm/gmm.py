@@ -157,7 +157,7 @@ class MixturePrior:
 
     def refit(self, mu, logvar, steps=1, allowed=None):
         """EM on latents that are Gaussians: E step, eq. (3.26); M step, eq. (3.27); shrunk; weights equal if so chosen.
-        allowed (l, K): whether a label lets each of the last l points be from each component, eq. (7.17)."""
+        allowed (l, K): whether a label lets each of the last l points be from each component, eq. (7.2)."""
         mu, var = _exact(mu), _exact(logvar).exp()
         for _ in range(steps):
             terms = expected_log_joint(mu, var, *self._like(mu)[:3])

@@ -69,7 +69,7 @@ def log_evidence(
     widen=1.0,  # times as wide as the guess is the normal distribution that they are from
     seed=0,
 ):
-    "The bound and the estimate of log p(x), eqs. (7.2) and (7.3), each (n,), in nats."
+    "The bound and the estimate of log p(x), eqs. (7.6) and (7.7), each (n,), in nats."
     x, _ = seen(vae, images)
     (mu, logvar), x = (a.double() for a in posterior(vae, x)), x.cpu().double()
     sigma, generator, log_w = widen * (logvar / 2).exp(), torch.Generator("cpu").manual_seed(seed), []
@@ -77,15 +77,15 @@ def log_evidence(
         eps = torch.randn(mu.shape, generator=generator, dtype=torch.float64, device="cpu")
         z = mu + sigma * eps
         log_q = -(0.5 * math.log(2 * math.pi) + sigma.log() + 0.5 * eps**2).sum(1)
-        log_w.append(e_step(z, *mixture)[1] - reconstruction_loss(decoded(vae, z), x) - log_q)  # eq. (7.1)
+        log_w.append(e_step(z, *mixture)[1] - reconstruction_loss(decoded(vae, z), x) - log_q)  # eq. (7.5)
     log_w = torch.stack(log_w)
-    return log_w.mean(0).numpy(), (log_w.logsumexp(0) - math.log(draws)).numpy()  # eqs. (7.2) and (7.3)
+    return log_w.mean(0).numpy(), (log_w.logsumexp(0) - math.log(draws)).numpy()  # eqs. (7.6) and (7.7)
 
 # %% ../nbs/07_uses.ipynb #07a0001a
 class Surprise(NamedTuple):
     "What an image costs, (n,) each, in nats."
-    excess: np.ndarray  # of the reconstruction, beyond the image's own entropy, eq. (7.7)
-    spread: np.ndarray  # standard deviation that the decoder expects of its own images, eq. (7.9)
+    excess: np.ndarray  # of the reconstruction, beyond the image's own entropy, eq. (7.11)
+    spread: np.ndarray  # standard deviation that the decoder expects of its own images, eq. (7.13)
     place: np.ndarray  # minus log p(z) at the latent mean
 
 def surprise(vae, mixture, images):
@@ -102,22 +102,22 @@ def surprise(vae, mixture, images):
 _WEIGHT = 2.0  # nats that a standard deviation of the reconstruction counts, chosen on development images
 
 def anomaly_score(vae, mixture, images):
-    "How little images are like those that the network and its mixture have learned, (n,), eq. (7.10)."
+    "How little images are like those that the network and its mixture have learned, (n,), eq. (7.14)."
     excess, spread, place = surprise(vae, mixture, images)
-    return _WEIGHT * excess / spread + place  # eq. (7.10)
+    return _WEIGHT * excess / spread + place  # eq. (7.14)
 
 # %% ../nbs/07_uses.ipynb #07a00028
 def conformal_p_value(
     scores,  # (n,)
     calibration,  # (m,) scores of normal images, sorted
 ):
-    "The chance that a normal image has such a score or a higher one, (n,), eq. (7.11); at least 1 / (m + 1)."
+    "The chance that a normal image has such a score or a higher one, (n,), eq. (7.15); at least 1 / (m + 1)."
     higher = len(calibration) - np.searchsorted(calibration, scores, side="left")
-    return (1 + higher) / (len(calibration) + 1)  # eq. (7.11)
+    return (1 + higher) / (len(calibration) + 1)  # eq. (7.15)
 
 # %% ../nbs/07_uses.ipynb #07a0002f
 def latent_points(mixture, n, weights, seed):
-    "Components (n,), drawn by the weights (K,), and a point (n, D) of each, eq. (7.13)."
+    "Components (n,), drawn by the weights (K,), and a point (n, D) of each, eq. (7.17)."
     generator = torch.Generator("cpu").manual_seed(seed)
     c = torch.multinomial(weights, n, replacement=True, generator=generator)
     eps = torch.randn(n, mixture.means.shape[1], dtype=torch.float64, device="cpu", generator=generator)
@@ -145,11 +145,11 @@ def rebuild(vae, images):
     return _posed(decode(vae, posterior(vae, x)[0]), pose)
 
 def interpolate(vae, a, b, steps=8):
-    "Images (steps, 1, 28, 28) on the way from image a to image b: latent means and poses in equal steps, eq. (7.14)."
+    "Images (steps, 1, 28, 28) on the way from image a to image b: latent means and poses in equal steps, eq. (7.18)."
     if not (isinstance(steps, Integral) and steps >= 2):
         raise InputError(f"steps is {steps!r}; expected a whole number of two or more")
     both = [(image if torch.is_tensor(image) else np.asarray(image)).reshape(1, -1) for image in (a, b)]
     x, pose = seen(vae, torch.cat([as_images(image, name) for image, name in zip(both, "ab")]))
     mu, t = posterior(vae, x)[0], torch.linspace(0, 1, steps, device="cpu")[:, None]
-    def between(ends): return ends[0] + t * (ends[1] - ends[0])  # eq. (7.14)
+    def between(ends): return ends[0] + t * (ends[1] - ends[0])  # eq. (7.18)
     return _posed(decode(vae, between(mu)), None if pose is None else between(pose))
