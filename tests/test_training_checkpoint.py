@@ -19,7 +19,8 @@ SETTINGS = {"epochs", "batch_size", "lr", "schedule", "lr_factor", "lr_patience"
 ROW = ["epoch", "stage", "train_loss", "train_reconstruction", "train_kl", "val_loss", "val_reconstruction", "val_kl",
        "lr", "seconds"]
 # since the first edition
-NEW = {"vary_pose", "prior_epochs", "prior_lr", "agreement", "shrinkage", "equal_weights", "n_components"}
+NEW = {"vary_pose", "prior_epochs", "prior_lr", "agreement", "label_weight", "shrinkage", "equal_weights",
+       "n_components"}
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         "Learn from images X, some with labels: y (n,) is -1 where there is none. Returns self."
         return self.fit_labelled(*_parted(X, y), **fit_options)
     def fit_labelled(self, X, X_lab, y_lab, **fit_options):
-        "Learn from unlabelled images X and a few labelled ones; options go to `fit_vae` of chapter 4. Returns self."
+        "Learn from unlabelled images X; labelled ones name, and teach by `config.label_weight`. Options: of `fit_vae`."
         X, X_lab, y_lab = _checked(X, X_lab, y_lab)
         _raise_failure(_train(self, X, (X_lab, y_lab), fit_options).history_)
         return self.fit_gmm(X, X_lab, y_lab)
