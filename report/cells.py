@@ -2,6 +2,7 @@
 import configparser
 import os
 import re
+import symtable
 from pathlib import Path
 
 import nbformat
@@ -104,3 +105,27 @@ def skipped(cell, flags=()):
     """
     d = directives(cell)
     return d.get("eval", "").lower() == "false" or bool(set(flags) & d.keys()) or "nbdev_export(" in cell.source
+
+
+def names(code):
+    """The names that a cell's code makes, and those that it takes from cells before it."""
+    made, taken, tables = set(), set(), [top := symtable.symtable(code, "cell", "exec")]
+    while tables:
+        tables += (table := tables.pop()).get_children()
+        for symbol in table.get_symbols():
+            if table is top and (symbol.is_assigned() or symbol.is_imported()):
+                made.add(symbol.get_name())
+            elif symbol.is_referenced() and (table is top or symbol.is_global()):
+                taken.add(symbol.get_name())
+    return made, taken - made
+
+
+def needed(codes, wanted):
+    """The positions in `codes` of the cells at `wanted` and of all that these need, in order."""
+    known, found, ahead = [names(code) for code in codes], set(), list(wanted)
+    while ahead:
+        if (at := ahead.pop()) not in found:
+            found.add(at)
+            for name in known[at][1]:
+                ahead += [i for i in range(at) if name in known[i][0]][-1:]
+    return sorted(found)
