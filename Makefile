@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install report publish export experiments replicate readme pdf html test check lab clean
+.PHONY: help install report publish export experiments replicate readme pdf html assignment test check lab clean
 
 help: ## this list
 	@awk -F ' *:.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,10 @@ pdf: $(INSTALLED) ## build report.pdf from the notebooks as published
 
 html: $(INSTALLED) ## build report.html from the notebooks as published, and explorer.html, a page to draw into
 	$(BIN)/python -m report.build --html
+
+assignment: $(INSTALLED) ## write the chapters as an assignment, with and without solutions, to build/assignment: see TEACHING.md
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet -c constraints.txt -e '.[teaching]'
+	@$(BIN)/python -m report.assignment
 
 test: $(INSTALLED) ## check everything; the last line counts passed and failed
 	@$(BIN)/python tests/run.py

@@ -102,7 +102,8 @@ def test_the_metadata_are_complete(installed):
     assert meta["Description-Content-Type"] == ["text/markdown"] and meta["Requires-Python"] == [">=3.10"]
     assert meta["License-Expression"] == ["Apache-2.0"] if "License-Expression" in meta else meta["License"]
     required = [Requirement(line) for line in meta["Requires-Dist"]]
-    assert {str(r.marker) for r in required if r.marker} == {'extra == "dev"'} and meta["Provides-Extra"] == ["dev"]
+    assert {str(r.marker) for r in required if r.marker} == {'extra == "dev"', 'extra == "teaching"'}
+    assert sorted(meta["Provides-Extra"]) == ["dev", "teaching"]
 
 
 IMPORTED = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image",
