@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from report import build
+from report import build, cells
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
@@ -123,6 +123,19 @@ def test_code_unfolds_and_equations_are_set(show, report):
     big, small = (page.locator(sign).first.bounding_box()["height"] for sign in (
         "math[display=block] munderover mo", "math:not([display=block]) mo"))
     assert big > 1.4 * small  # a sum in a display is larger than the signs of a line
+
+
+def test_solutions_are_folded_and_unfold_one_by_one(show, report):
+    page = show(report)
+    solved = sum(cell.source.count("<details>") for path in cells.notebooks() for cell in cells.read(path).cells
+                 if "solution" in cells.tags(cell))
+    folds = page.locator("details", has_text=re.compile("^\\s*Solution of exercise \\d"))
+    assert folds.count() == solved > 20
+    assert page.locator("details[open]", has_text=re.compile("^\\s*Solution of exercise")).count() == 0
+    one, two = folds.nth(0), folds.nth(1)
+    assert not one.locator("pre").is_visible()
+    one.locator("summary").click()
+    assert one.locator("pre").is_visible() and not two.locator("pre").is_visible()
 
 
 @pytest.mark.parametrize("body, fault", [
