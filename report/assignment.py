@@ -23,7 +23,7 @@ from report import cells
 COURSE = "vae_gmm"  # nbgrader's names for the course and for its one assignment
 TOP = """# {title}
 
-> An assignment, with the text of chapter {number} of the report, which has the cells and figures that are left out here.
+> An assignment, with the text of chapter {number} of the report. Figures and cells that are left out here are there.
 
 Write {functions}, where it says `YOUR CODE HERE`. All other functions are given. The cells that follow test yours;
 {points} points are to be had. Run the notebook from top to bottom before you hand it in."""
