@@ -76,11 +76,10 @@ def source(path):
     codes = [cells.code(cell) if cell.cell_type == "code" else "" for cell in notebook]
     kept = cells.needed(codes, wanted)
     text = set(kept_text(notebook, kept))
-    written = [f"`{name}`" for i in wanted if (name := tagged(notebook[i], "write"))]
+    written = ", ".join(f"`{name}`" for i in wanted if (name := tagged(notebook[i], "write")))
+    points = sum(int(tagged(notebook[i], "points") or 0) for i in wanted)
     title = next(cell.source for cell in notebook if cell.source.startswith("# ")).splitlines()[0].removeprefix("# ")
-    top = TOP.format(title=title, number=cells.chapter(path.name), points=sum(
-        int(tagged(notebook[i], "points") or 0) for i in wanted),
-        functions=" and ".join(filter(None, [", ".join(written[:-1]), written[-1]])))
+    top = TOP.format(title=title, number=cells.chapter(path.name), functions=written, points=points)
     return new_notebook(metadata={"kernelspec": cells.KERNEL}, cells=[new_markdown_cell(top, id="assignment")] + [
         for_nbgrader(cell) if i in kept else new_markdown_cell(cell.source, id=cell.id)
         for i, cell in enumerate(notebook) if i in kept or i in text])
