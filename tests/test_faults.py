@@ -1,14 +1,19 @@
 """What users of other projects have stumbled over, and its siblings: forms of images and labels, torch's defaults."""
+import os
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from vae_gmm import checkpoint, data, explorer, files, info, model_files, scans, small, uses, vae
 from vae_gmm.classifier import VAEGMM, classification_metrics
-from vae_gmm.config import TrainConfig
+from vae_gmm.config import History, TrainConfig
 from vae_gmm.data import SubsetImagesFromNPZ, as_images
 from vae_gmm.files import InputError
 from vae_gmm.gmm import Mixture, MixturePrior, discriminant_plane, k_means_mixture
+from vae_gmm.mixture import GaussianMixture, fit_best
 from vae_gmm.mixture.missing import missing_sums
 from vae_gmm.mixture.steps import Parameters, precision_cholesky
 from vae_gmm.training import fit_vae
@@ -162,3 +167,123 @@ def test_uses_whatever_torchs_default_device(clf, fitted):
     before = results()
     with torch.device("meta"): after = results()
     for a, b in zip(before, after, strict=True): np.testing.assert_allclose(b, a, atol=1e-6)
+
+
+# every argument of every function -------------------------------------------------------------------------------------
+
+ANYWHERE = [object(), 1j, {"a": 1}, len, np.array(["a", "b"]), b"ab", torch.zeros(3, device="meta"), [[]],
+            np.ones((2, 3))]
+PATHS = [None, True, 3, 2.5, "a\0b"]
+NUMBERS = [True, "3", float("nan"), -1, 2**70, np.float64(0.5)]
+SHARES = [True, "3", float("nan"), -1, float("inf")]
+SWITCHES = [None, "no", 1, 0.0]
+
+
+def entered(make):
+    def call(**given):
+        with make(**given): pass
+    return call
+
+
+def cases(clf, images, labels):
+    "{name: (function, its right arguments, {argument: what is wrong there beside ANYWHERE})}."
+    net, mix, x = clf.vae_, clf.mixture_, as_images(images)
+    P = np.random.default_rng(0).normal(size=(40, 2))
+    g = GaussianMixture(2, random_state=0).fit(P)
+    good = dict(weights=[0.5, 0.5], means=np.eye(2), covariances=np.stack([np.eye(2)] * 2))
+    brief = dict(latent_dim=2, config=TrainConfig(epochs=1))
+    return {
+        "load_npz": (data.load_npz, dict(path="a.npz"), dict(path=PATHS, require_labels=SWITCHES, read_labels=SWITCHES,
+                                                             keep_labels=[True, "148", 0.5, ()])),
+        "course_paths": (data.course_paths, dict(out_dir="o"), dict(out_dir=PATHS, digits=[None, True, 0.5])),
+        "write_course_files": (data.write_course_files, dict(out_dir="o"), dict(
+            out_dir=PATHS, digits=[None, True, 0.5], root=PATHS[1:], labels_per_digit=NUMBERS, test_per_digit=NUMBERS,
+            seed=NUMBERS)),
+        "SubsetImagesFromNPZ": (SubsetImagesFromNPZ, dict(npz_file="a.npz"), dict(
+            npz_file=PATHS, noise_std=SHARES, seed=NUMBERS, keep_labels=[True, "148"], augment=SWITCHES, flip=SWITCHES,
+            flatten=SWITCHES, straighten=SWITCHES)),
+        "split_indices": (data.split_indices, dict(n=10), dict(n=NUMBERS, train_share=SHARES, seed=NUMBERS)),
+        "mnist_digits": (files.mnist_digits, dict(root="nowhere"), dict(root=PATHS[1:], train=SWITCHES)),
+        "first_bytes": (files.first_bytes, {}, dict(path=PATHS)), "read_npz": (files.read_npz, {}, dict(path=PATHS)),
+        "npz_headers": (files.npz_headers, {}, dict(path=PATHS)),
+        "replacing": (entered(files.replacing), {}, dict(path=PATHS)),
+        "write_npz": (files.write_npz, dict(path="w.npz", a=np.ones(3)), dict(path=PATHS)),
+        "describe": (info.describe, {}, dict(path=PATHS)), "read_images": (scans.read_images, {}, dict(path=PATHS)),
+        "save_vae": (model_files.save_vae, dict(vae=net, path="v"), dict(path=PATHS, vae=[None, 3])),
+        "load_vae": (model_files.load_vae, {}, dict(path=PATHS)),
+        "load_gmm": (model_files.load_gmm, {}, dict(path=PATHS)),
+        "safetensors_header": (model_files.safetensors_header, {}, dict(path=PATHS)),
+        "read_settings": (model_files.read_settings, {}, dict(path=PATHS)),
+        "save_gmm": (model_files.save_gmm, dict(mixture=mix, classes=clf.classes_, shares=clf.shares_, path="g"), dict(
+            mixture=[None, 3], classes=[None, True], shares=[None, "x"], path=PATHS, calibration=["x"])),
+        "small_bytes": (small.small_bytes, dict(vae=net), dict(vae=[None, 3], rank=[*NUMBERS, 0])),
+        "load_small": (small.load_small, {}, dict(path=PATHS)),
+        "write_explorer": (explorer.write_explorer, dict(clf=clf, path="e.html", train=images, unseen=(images, labels),
+                                                         rank=4), dict(clf=[None, VAEGMM], unseen=[True], path=PATHS,
+                                                                       rank=[*NUMBERS, 0])),
+        "kept": (entered(lambda **k: checkpoint.kept(1, **k)), {}, dict(folder=PATHS[1:])),
+        "to_csv": (History([dict(epoch=1)], 1).to_csv, {}, dict(path=PATHS)),
+        "fit_vae": (fit_vae, dict(model=VAE(), train=images, config=TrainConfig(epochs=1)), dict(
+            model=[None, 3], train=[None, 3], val=[3], config=[None], prior=[3], checkpoint=PATHS[1:], resume=SWITCHES,
+            callback=[3])),
+        "posterior": (vae.posterior, dict(model=net, images=x), dict(
+            model=[None], images=[None], batch_size=[0, True])),
+        "decode": (vae.decode, dict(model=net, z=np.zeros((2, 2))), dict(model=[None], batch_size=[0, None])),
+        "evaluate": (vae.evaluate, dict(model=net, images=x), dict(model=[None], images=[None], batch_size=[-1, 0.5])),
+        "log_evidence": (uses.log_evidence, dict(vae=net, mixture=mix, images=images), dict(
+            images=[None], draws=[*NUMBERS, 0], seed=NUMBERS)),
+        "VAEGMM": (lambda **k: VAEGMM(**brief | k).fit_labelled(images, images, labels), {}, dict(
+            latent_dim=[*NUMBERS, 0], n_components=[*NUMBERS, 1], random_state=NUMBERS, straighten=SWITCHES,
+            dropout=[None, "x", 1, -1, float("nan")], device=["nowhere", 99])),
+        "fit": (VAEGMM(**brief).fit_labelled, dict(X=images, X_lab=images, y_lab=labels), dict(
+            X=[None], X_lab=[None], y_lab=[None, True])),
+        "save": (clf.save, {}, dict(folder=PATHS)), "load": (VAEGMM.load, {}, dict(folder=PATHS)),
+        "from_files": (VAEGMM.from_files, dict(vae_file="v", gmm_file="g"), dict(vae_file=PATHS)),
+        "sample": (clf.sample, dict(n=2), dict(n=[*NUMBERS, 0], label=[True, 4.5], random_state=NUMBERS)),
+        "interpolate": (clf.interpolate, dict(a=images[0], b=images[1]), dict(a=[None], b=[3], steps=[*NUMBERS, 1])),
+        "GaussianMixture": (lambda **k: GaussianMixture(**{"n_components": 2} | k).fit(P), {}, dict(
+            n_components=[*NUMBERS, 0], tol=SHARES[:3], reg_covar=SHARES[:3], max_iter=NUMBERS[:3], n_init=[True, 0],
+            random_state=["x", -1], weights_init=["x", ["a", "b"], 3], means_init=["x", 3], precisions_init=["x", 3])),
+        "fit_blocks": (GaussianMixture(2).fit_blocks, {}, dict(blocks=[None, 3, "x"])),
+        "score": (g.score, dict(X=P), dict(X=[None], sample_weight=[True, float("nan"), 1j])),
+        "bic": (g.bic, dict(X=P), dict(X=[None, 3], sample_weight=[True, float("nan")])),
+        "GaussianMixture.sample": (g.sample, {}, dict(n_samples=[*NUMBERS, 0])),
+        "from_parameters": (GaussianMixture.from_parameters, good, dict(
+            weights=["x", None], means=["x", None], covariances=["x", 3])),
+        "fit_best": (fit_best, dict(X=P), dict(X=[None], criterion=[None, "x"], n_components=[None, 3, ()])),
+    }
+
+
+NAMED = dict(  # how a message names an argument, where it is not by the argument's own name
+    train="train|images", vae=r"the \w+|vae", npz_file="path", vae_file="path", folder="folder|path",
+    out_dir="out_dir|folder", blocks="blocks?|array|argument", X="X|array|n_samples", images="images?|array",
+    shares="shares|classes", sample_weight="sample_weight|Sample weights|array",
+    weights_init="weights(_init)?|feature", means_init="means(_init)?|feature", covariances="covariances?|feature",
+    weights="weights|feature", means="means|weights|feature|covariance",
+    precisions_init="precisions?(_init)?|feature", y_lab="y_lab|labels", callback="callback|History")
+SCIKIT_LEARN = "The '", "Expected 2D array", "Found array"  # sentences of its own
+
+
+def verdict(function, argument, given):
+    "What is wrong with the answer to a wrong argument, or None."
+    try: function(**given)
+    except (ValueError, TypeError) as err: said = str(err)
+    except Exception as err: return f"{type(err).__name__}: {err}"
+    else: return "was taken"
+    named = re.search(rf"\b({NAMED.get(argument, argument)})\b", said)
+    return None if named and ("\n" not in said or said.startswith(SCIKIT_LEARN)) else f"says {said!r}"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_wrong_with_an_argument_is_said_in_a_sentence_that_names_it(clf, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, labels = digits[0][:12], digits[1][:12]
+    np.savez("a.npz", data=images, labels=labels)
+    faults = []
+    for name, (function, good, wrong) in cases(clf, images, labels).items():
+        for argument, values in wrong.items():
+            for value in [*ANYWHERE[:-1 if argument == "blocks" else None], *values]:  # the last one is a block
+                if found := verdict(function, argument, good | {argument: value}):
+                    faults.append(f"{name}({argument}={value!r}) {found}")
+        if left := set(os.listdir()) - {"a.npz"}: faults.append(f"{name} has left {left}")
+    assert not faults, "\n".join(faults)

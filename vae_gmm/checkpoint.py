@@ -22,7 +22,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .files import InputError, replacing
+from .files import InputError, argument, made, replacing
 
 # %% ../nbs/rooms/checkpoint.ipynb #c4ec0001
 CHECKPOINT_FORMAT = "vae_gmm checkpoint 1"
@@ -53,7 +53,8 @@ def set_random_states(states):
 # %% ../nbs/rooms/checkpoint.ipynb #470af0e0
 def remove_leftovers(path):
     "Remove what killed runs had half written beside their checkpoint."
-    for part in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.part"):
+    path = argument(path, "path", Path)
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         part.unlink(missing_ok=True)
 
 # %% ../nbs/rooms/checkpoint.ipynb #5c55c4d4
@@ -83,6 +84,7 @@ def save_checkpoint(
 @contextmanager
 def open_tensors(path):
     "A safetensors file, as `safe_open` reads it; also under a name that is not UTF-8, which the library does not take."
+    path = argument(path, "path", Path)
     with open(path, "rb") as file:
         try: os.fsencode(path).decode("utf-8")
         except UnicodeDecodeError: path = f"/dev/fd/{file.fileno()}"
@@ -230,11 +232,7 @@ def kept(
     "The path of the checkpoint for a training, to be used with `resume=True` in the block; one process at a time."
     text = described(what)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder = Path(folder or kept_folder())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise InputError(f"{folder}: cannot be made ({err.strerror}); expected a folder for trained networks") from err
+    folder = made(kept_folder() if folder is None else folder)
     path = folder / f"{name}-{code_fingerprint(text)}.safetensors"
     with FileLock(folder / f"{name}.lock"):
         for old in folder.glob(f"{name}-*.safetensors"):

@@ -10,7 +10,6 @@ import json
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.resources import files
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from . import __version__
 from .config import TrainConfig
 from .data import as_images, split_indices, straighten
 from .devices import seeded
-from .files import InputError, check_labels, replacing
+from .files import InputError, argument, check_labels, made, replacing
 from .gmm import MixturePrior, e_step, fit_mixture
 from .model_files import load_gmm, load_vae, model_id, read_settings, save_gmm, save_vae
 from .networks import NETWORKS
@@ -74,10 +73,7 @@ _WHOLE = dict(latent_dim=(1, 1024), n_components=(2, 2**15), random_state=(0, 2*
 def _whole(name, value):
     "A whole number, also one of NumPy's, as an `int`, or None where None may stand; `InputError` for anything else."
     (low, high), free = _WHOLE[name], name != "latent_dim"
-    if value is None and free: return None
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}; expected a whole number from {low} to {high}{', or None' * free}")
-    return int(value)
+    return argument(value, name, int, low, high, none=free)
 
 def _seed(random_state):
     "A seed: `random_state` itself, or a new one for None, which leaves NumPy's global random numbers alone."
@@ -89,18 +85,15 @@ def _check_device(device):
     try:
         torch.zeros(1, device=device).item()  # "meta" is a device without numbers
     except (RuntimeError, TypeError, AssertionError, ValueError) as err:
-        raise InputError(f"device is {device!r}; expected one that is in this machine, such as 'cpu'") from err
+        device = " ".join(repr(device).split())
+        raise InputError(f"device is {device}; expected one that is in this machine, such as 'cpu'") from err
 
 def _settings(clf):
     "A `VAEGMM`'s settings, as `save` can keep them; `InputError` for any that it could not, or for an absent device."
     numbers = {name: _whole(name, getattr(clf, name)) for name in _WHOLE}
-    config = clf.config or TrainConfig.fast()
-    if not (isinstance(clf.dropout, Real) and 0 <= clf.dropout < 1):
-        raise InputError(f"dropout is {clf.dropout!r}; expected a number from 0 to below 1")
-    if not (isinstance(clf.network, str) and clf.network in NETWORKS):
-        raise InputError(f"network is {clf.network!r}; expected {' or '.join(map(repr, NETWORKS))}")
-    if not isinstance(clf.straighten, (bool, np.bool_)):
-        raise InputError(f"straighten is {clf.straighten!r}; expected True or False")
+    config = TrainConfig.fast() if clf.config is None else clf.config
+    if argument(clf.dropout, "dropout", float, 0, 1) == 1: raise InputError("dropout is 1; expected a number below 1")
+    argument(clf.straighten, "straighten", bool)
     if not isinstance(clf.config, (TrainConfig, type(None))):
         raise InputError(f"config is {clf.config!r}; expected a TrainConfig or None")
     _check_device(clf.device)
@@ -114,11 +107,8 @@ def _store(clf, folder):
         package="vae_gmm", version=__version__, network=network.network, latent_dim=network.latent_dim,
         dropout=float(network.dropout), classes=classes.tolist(), n_components=settings["n_components"],
         straighten=network.straightened, random_state=settings["random_state"], config=asdict(recipe)), indent=2)
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise InputError(f"{folder}: cannot be made ({err.strerror}); expected the name of a folder") from err
-    vae_file, gmm_file, settings_file = (replacing(Path(folder, name)) for name in _FILES)
+    folder = made(folder)
+    vae_file, gmm_file, settings_file = (replacing(folder / name) for name in _FILES)
     with settings_file as settings_part, gmm_file as gmm_part, vae_file as vae_part:
         save_vae(network, vae_part)
         save_gmm(mixture, classes, shares, gmm_part, written_for, vars(clf).get("calibration_"))
@@ -291,7 +281,7 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
     @classmethod
     def load(cls, folder, device="cpu"):
         "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."
-        return _restore(cls(device=device), *(Path(folder, name) for name in _FILES))
+        return _restore(cls(device=device), *(argument(folder, "folder", Path) / name for name in _FILES))
     @classmethod
     def pretrained(cls, device="cpu"): return cls.from_files(_PRETRAINED, _PRETRAINED, device)  # see PRETRAINED.md
     @classmethod

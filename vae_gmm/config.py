@@ -6,6 +6,7 @@
 __all__ = ['TrainConfig', 'History']
 
 # %% ../nbs/rooms/config.ipynb #d1c0f004
+import reprlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
@@ -59,11 +60,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            value = value.item() if getattr(value, "ndim", None) == 0 else value  # of NumPy or torch
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if getattr(value, "ndim", None) == 0 and not getattr(value, "is_meta", False): value = value.item()
             allowed, expected = _allowed(name, value)
             if not allowed:
-                raise InputError(f"{name} is {value!r}; expected {expected}")
+                raise InputError(f"{name} is {' '.join(reprlib.repr(value).split())}; expected {expected}")
             object.__setattr__(self, name, value)
         if self.label_weight and not self.prior_epochs:
             raise InputError(f"label_weight is {self.label_weight}; expected 0 where prior_epochs is 0: "

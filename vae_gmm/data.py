@@ -8,7 +8,6 @@ __all__ = ['load_npz', 'as_images', 'course_paths', 'write_course_files', 'strai
 
 # %% ../nbs/01_data.ipynb #4af270b2
 import math
-from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, get_worker_info
 
-from .files import InputError, check_labels, labels_in, listed, mnist_digits, pixels, read_npz, write_npz
+from .files import (
+    InputError, argument, check_labels, labels_in, listed, made, mnist_digits, pixels, read_npz, write_npz)
 
 # %% ../nbs/01_data.ipynb #4083ab9c
 def embedded_digits():
@@ -40,6 +40,7 @@ def load_npz(
     read_labels=True,  # False leaves `labels` in the file, as training on unlabelled images does
 ):
     "The digits of one of the course's files, checked; raises `InputError`."
+    argument(require_labels, "require_labels", bool), argument(read_labels, "read_labels", bool)
     keep = None if keep_labels is None else labels_in(keep_labels, "keep_labels")
     need = {"data": "'data' (n, 28, 28) and, where known, 'labels' (n,)", "labels": "one label an image"}
     arrays = read_npz(path, keys=("data", "labels") if read_labels else ("data",),
@@ -70,7 +71,8 @@ def as_images(X, what="images"):
 def course_paths(out_dir, digits=(1, 4, 8)):
     "Names of the three files for these digits: a dictionary with the keys train, val and test."
     name = "_".join(map(str, sorted(set(labels_in(digits, "digits")))))
-    return {part: Path(out_dir, f"mnist_{name}_{part}.npz") for part in ("train", "val", "test")}
+    out_dir = argument(out_dir, "out_dir", Path)
+    return {part: out_dir / f"mnist_{name}_{part}.npz" for part in ("train", "val", "test")}
 
 def _draw_parts(labels, digits, n_val, n_test, seed):
     "Positions (train, val, test): of each digit `n_val` and `n_test` at random for val and test, the rest for train."
@@ -93,8 +95,9 @@ def write_course_files(
 ):
     "Write `mnist_*_train.npz` (no labels), `mnist_*_val.npz` and `mnist_*_test.npz`; returns their paths by name."
     digits = sorted(set(labels_in(digits, "digits")))
-    if not all(isinstance(number, Integral) and number > 0 for number in (labels_per_digit, test_per_digit)):
-        raise InputError(f"{labels_per_digit!r} and {test_per_digit!r} images a digit; expected whole numbers above 0")
+    paths, seed = course_paths(out_dir, digits), argument(seed, "seed")
+    for name, number in dict(labels_per_digit=labels_per_digit, test_per_digit=test_per_digit).items():
+        argument(number, name, low=1)
     images, labels = embedded_digits() if root is None else mnist_digits(root, train=True)
     train, val, test = _draw_parts(labels, digits, labels_per_digit, test_per_digit if root is None else 0, seed)
     test_images, test_labels = images[test], labels[test]
@@ -102,8 +105,7 @@ def write_course_files(
         test_images, test_labels = mnist_digits(root, train=False)
         keep = np.isin(test_labels, digits)
         test_images, test_labels = test_images[keep], test_labels[keep]
-    paths = course_paths(out_dir, digits)
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    made(out_dir)
     write_npz(paths["train"], data=images[train])
     write_npz(paths["val"], data=images[val], labels=labels[val])
     write_npz(paths["test"], data=test_images, labels=test_labels)
@@ -206,13 +208,9 @@ def positions(index, n):
 
 def check_settings(noise_std, seed, **switches):
     "`InputError` for a setting that a data set cannot follow."
-    if not (isinstance(noise_std, Real) and 0 <= noise_std < math.inf):
-        raise InputError(f"noise_std is {noise_std!r}; expected a number that is not negative")
-    if not (seed is None or isinstance(seed, Integral) and 0 <= seed < 2**64):
-        raise InputError(f"seed is {seed!r}; expected a whole number that is not negative, or None")
-    for name, switch in switches.items():
-        if not isinstance(switch, (bool, np.bool_)):
-            raise InputError(f"{name} is {switch!r}; expected True or False")
+    argument(noise_std, "noise_std", float, 0, 1e38)
+    argument(seed, "seed", high=2**64 - 1, none=True)
+    for name, switch in switches.items(): argument(switch, name, bool)
 
 def as_wanted(images, straight, flatten):
     "Images from a file as tensors, straightened and flattened where asked for."
@@ -282,8 +280,7 @@ class SubsetImagesFromNPZ(Dataset):
 # %% ../nbs/01_data.ipynb #ba919698
 def split_indices(n, train_share=0.8, seed=0):
     "Random disjoint index arrays (train, validation) that cover range(n), `train_share` of it for training."
-    if not (isinstance(train_share, Real) and 0 <= train_share <= 1):
-        raise InputError(f"train_share is {train_share!r}; expected a share between 0 and 1")
+    n, seed, train_share = argument(n, "n"), argument(seed, "seed"), argument(train_share, "train_share", float, 0, 1)
     n_train = round(n * train_share)
     if not 0 < n_train < n:
         raise InputError(f"a training share of {train_share} leaves {n_train} of {n} images for training "

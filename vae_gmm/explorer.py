@@ -76,9 +76,13 @@ def write_explorer(
     rank=64,       # of the layer fc1 in the page
 ):
     "Write a page to draw digits into; raises `InputError`. It needs nothing but a browser."
+    if isinstance(clf, type) or not hasattr(clf, "predict_proba"):
+        raise InputError(f"clf is of type {type(clf).__name__}; expected a fitted VAEGMM")
     if clf.vae_.latent_dim < 2:
         raise InputError("clf: has 1 latent dimension; expected 2 or more, for a plane")
     if unseen is not None:
+        if not isinstance(unseen, (tuple, list)) or len(unseen) < 2:
+            raise InputError(f"unseen is of type {type(unseen).__name__}; expected a pair, images and labels")
         unseen = as_images(unseen[0], "unseen"), check_labels(unseen[1], len(unseen[0]), "unseen")
     if train is not None:
         train = as_images(train, "train")

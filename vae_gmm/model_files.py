@@ -11,6 +11,7 @@ import json
 import warnings
 import zipfile
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from safetensors.torch import save
 from . import __version__
 from .checkpoint import open_tensors
 from .config import TrainConfig
-from .files import InputError, check_labels, first_bytes, npz_headers, read_npz, replacing, write_npz
+from .files import InputError, argument, check_labels, first_bytes, npz_headers, read_npz, replacing, write_npz
 from .gmm import Mixture
 from .networks import NETWORKS
 from .small import SMALL_FORMAT, load_small
@@ -121,6 +122,7 @@ def _torch_tensors(path):
 # %% ../nbs/rooms/model_files.ipynb #a7b9c458
 def safetensors_header(path):
     "What this package wrote about a safetensors file, as a dictionary, and the tensors' shapes; no tensor is read."
+    path = argument(path, "path", Path)
     try:
         with open_tensors(path) as file:
             meta = json.loads((file.metadata() or {}).get("vae_gmm", "{}"))
@@ -187,13 +189,21 @@ def load_vae(path):
     return vae.eval()
 
 # %% ../nbs/rooms/model_files.ipynb #e20d0dc4
+def _floats(value, name):
+    "An array in float64, or an `InputError` that names it."
+    try: return np.asarray(value, dtype=float)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise InputError(f"{name}: cannot be read (it is of type {type(value).__name__}); expected numbers") from err
+
 def save_gmm(mixture, classes, shares, path, written_for="", calibration=None):
     "Write a `Mixture`, its labels' shares (K, C) and, if given, sorted scores (m,) to an npz, complete or not at all."
-    arrays = {name: np.asarray(value, dtype=float) for name, value in (mixture._asdict() | dict(shares=shares)).items()}
+    if not isinstance(mixture, Mixture):
+        raise InputError(f"mixture is of type {type(mixture).__name__}; expected a Mixture")
+    given = mixture._asdict() | dict(shares=shares) | ({} if calibration is None else dict(calibration=calibration))
+    arrays = {name: _floats(value, name) for name, value in given.items()}
     arrays["classes"] = classes
-    if calibration is not None: arrays["calibration"] = np.asarray(calibration, dtype=float)
     arrays["classes"] = _mixture_of(arrays, path)[1]  # what could not be read is not written
-    write_npz(path, format=np.array(_MIXTURE_FORMAT), **arrays, model_id=np.array(written_for))
+    write_npz(path, format=np.array(_MIXTURE_FORMAT), **arrays, model_id=np.array(str(written_for)))
 
 def _checked_mixture(*arrays):
     "Weights (K,), means (K, D) and covariances (K, D, D) as a float64 `Mixture`, or a ValueError."

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .data import load_npz
-from .files import InputError, first_bytes, labels_in, listed
+from .files import InputError, argument, first_bytes, labels_in, listed
 
 # %% ../nbs/rooms/scans.ipynb #5ca00007
 MAX_PIXELS = 2**26  # 67 million, more than cameras have; three bytes each while they are read
@@ -151,7 +151,7 @@ def read_images(
     read_labels=True,  # False leaves labels alone
 ):
     "The digits of an npz file or of a folder of scans, checked; raises `InputError`."
-    folder = Path(path)
+    folder = argument(path, "path", Path)
     if not folder.is_dir(): return Read(*load_npz(path, keep_labels, require_labels, read_labels))
     keep = None if keep_labels is None else labels_in(keep_labels, "keep_labels")
     files = image_files(folder)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from . import __version__
 from .checkpoint import open_tensors
-from .files import InputError, first_bytes
+from .files import InputError, argument, first_bytes
 from .vae import VAE
 
 # %% ../nbs/rooms/small.ipynb #5a000008
@@ -75,9 +75,10 @@ def small_bytes(
     rank=64,    # of the layer fc1, 1 to 512
 ):
     "A network in its small form, a safetensors file's bytes; `InputError` for another than the course's or NaN in it."
+    if not isinstance(vae, torch.nn.Module): raise InputError(f"vae is of type {type(vae).__name__}; expected a VAE")
     if vae.network != "course":
         raise InputError(f"the VAE: is the network '{vae.network}', which has no small form; expected 'course'")
-    tensors = {}
+    rank, tensors = argument(rank, "rank", low=1, high=512), {}
     for name, w in vae.state_dict().items():
         if not torch.isfinite(w).all(): raise InputError(f"the VAE: {name} is not finite; expected finite weights")
         tensors |= parts(name, w.detach().to("cpu", torch.float32), rank)

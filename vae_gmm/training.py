@@ -18,7 +18,7 @@ from .checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from .config import History, TrainConfig
 from .data import SubsetImagesFromNPZ, add_noise, as_images, augment_batch
 from .devices import RecordedStep, Team, gather, products, seeded
-from .files import InputError, replacing
+from .files import InputError, argument, replacing
 from .gmm import MixturePrior
 from .vae import VAE, evaluate, posterior, reconstruction_loss, vae_loss
 
@@ -257,6 +257,7 @@ def check_options(config, prior, labelled, checkpoint, resume, callback):
              "labelled images where there is a prior and label_weight is above 0, and None elsewhere"),
             ("callback", callback, callback is None or callable(callback), "a function of the history, or None")):
         if not right: raise InputError(f"{name} is of type {type(value).__name__}; expected {expected}")
+    argument(checkpoint, "checkpoint", Path, none=True), argument(resume, "resume", bool)
     if checkpoint is not None:
         with suppress(EOFError), replacing(checkpoint) as part: raise EOFError(part.touch())  # tried, and left as it is
     elif resume:

@@ -7,14 +7,13 @@ __all__ = ['Labelled', 'anomaly_score', 'conformal_p_value', 'new_digits', 'rebu
 
 # %% ../nbs/07_uses.ipynb #07a00003
 import math
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from .data import as_images, put_back, straighten
-from .files import InputError, check_labels, labels_in
+from .files import InputError, argument, check_labels, labels_in
 from .gmm import e_step
 from .vae import decode, posterior, reconstruction_loss
 
@@ -48,7 +47,7 @@ class Labelled:
 def seen(vae, images):
     "Images as the network sees them, (n, 1, 28, 28), and the poses (n, 3) taken out of them, or None."
     x = as_images(images)
-    return straighten(x) if vae.straightened else (x, None)
+    return straighten(x) if getattr(vae, "straightened", False) else (x, None)
 
 def decoded(vae, z, batch_size=512):
     "The decoder's logits (n, 784) for latent points (n, D), float64, without dropout."
@@ -70,6 +69,7 @@ def log_evidence(
     seed=0,
 ):
     "The bound and the estimate of log p(x), eqs. (7.6) and (7.7), each (n,), in nats."
+    draws, seed = argument(draws, "draws", low=1), argument(seed, "seed")
     x, _ = seen(vae, images)
     (mu, logvar), x = (a.double() for a in posterior(vae, x)), x.cpu().double()
     sigma, generator, log_w = widen * (logvar / 2).exp(), torch.Generator("cpu").manual_seed(seed), []
@@ -126,14 +126,13 @@ def latent_points(mixture, n, weights, seed):
 # %% ../nbs/07_uses.ipynb #07a00030
 def new_digits(vae, mixture, names, n, label=None, seed=0):
     "n new images (n, 1, 28, 28), straight if the network's are, and the names of their components, drawn by weight."
-    if not isinstance(n, Integral) or isinstance(n, bool) or not 0 < n < 2**31:
-        raise InputError(f"n is {n!r}; expected a whole number from 1 to {2**31 - 1}")
+    n, seed = argument(n, "n", low=1, high=2**31 - 1), argument(seed, "seed")
     weights = mixture.weights.clone()
     if label is not None:
         if not (named := np.isin(names, labels_in(label, "label"))).any():
             raise InputError(f"label is {label!r}; expected one of {np.unique(names).tolist()}")
         weights[torch.from_numpy(~named)] = 0
-    c, z = latent_points(mixture, int(n), weights, seed)
+    c, z = latent_points(mixture, n, weights, seed)
     return decode(vae, z.numpy()), names[c.numpy()]
 
 # %% ../nbs/07_uses.ipynb #07a00032
@@ -146,8 +145,7 @@ def rebuild(vae, images):
 
 def interpolate(vae, a, b, steps=8):
     "Images (steps, 1, 28, 28) on the way from image a to image b: latent means and poses in equal steps, eq. (7.18)."
-    if not (isinstance(steps, Integral) and steps >= 2):
-        raise InputError(f"steps is {steps!r}; expected a whole number of two or more")
+    steps = argument(steps, "steps", low=2, high=10**6)
     both = [(image if torch.is_tensor(image) else np.asarray(image)).reshape(1, -1) for image in (a, b)]
     x, pose = seen(vae, torch.cat([as_images(image, name) for image, name in zip(both, "ab")]))
     mu, t = posterior(vae, x)[0], torch.linspace(0, 1, steps, device="cpu")[:, None]

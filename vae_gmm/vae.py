@@ -160,10 +160,17 @@ class VAE(nn.Module):
         return self.decode(z), mu, logvar
 
 # %% ../nbs/02_vae.ipynb #37b9a87c
+def batches(x, batch_size):
+    "x in pieces of `batch_size` rows."
+    if not (isinstance(batch_size, Integral) and batch_size >= 1) or isinstance(batch_size, bool):
+        raise ValueError(f"batch_size must be a whole number above 0, got {' '.join(repr(batch_size).split())}")
+    return x.split(min(int(batch_size), 2**31))
+
 @contextmanager
-def at_rest(model, images=None):
+def at_rest(model, *images):
     "Within the block no dropout, no gradients, no autocast; gives a weight, for the device and type that data need."
-    if images is not None and not len(checked(images)): raise ValueError("images must be one or more, got none")
+    if not isinstance(model, nn.Module): raise ValueError(f"model must be a VAE, got {type(model).__name__}")
+    if not all(len(checked(x)) for x in images): raise ValueError("images must be one or more, got none")
     modes, weight = {module: module.training for module in model.modules()}, next(model.parameters())
     model.eval()
     try:
@@ -177,7 +184,7 @@ def evaluate(model, images, batch_size=512):
     "Mean (reconstruction, kl) over images (n, 1, 28, 28), with z = mu and no dropout; the model's mode stays."
     terms, sizes = [], []
     with at_rest(model, images) as weight:
-        for batch in images.split(batch_size):
+        for batch in batches(images, batch_size):
             batch = batch.to(weight)
             logits, mu, logvar = model(batch)
             loss = vae_loss(logits, batch, mu, logvar)
@@ -194,14 +201,14 @@ def posterior(
 ):
     "mu and logvar of the guess q(z | x), eq. (2.3): float32 tensors (n, latent_dim) in host memory; without dropout."
     with at_rest(model, images) as weight:
-        parts = [model.encode(batch.to(weight)) for batch in images.split(batch_size)]
+        parts = [model.encode(batch.to(weight)) for batch in batches(images, batch_size)]
         return tuple(torch.cat(part).float().cpu() for part in zip(*parts))
 
 def decode(model, z, batch_size=512):
     "Grey values (n, 1, 28, 28) float32 NumPy in [0, 1] for latent points z (n, latent_dim)."
     z = z.detach() if torch.is_tensor(z) else torch.from_numpy(np.array(z, dtype=np.float32))
     with at_rest(model) as weight:
-        x = torch.cat([torch.sigmoid(model.decode(batch.to(weight))).cpu() for batch in z.split(batch_size)])
+        x = torch.cat([torch.sigmoid(model.decode(batch.to(weight))).cpu() for batch in batches(z, batch_size)])
         return x.float().numpy()
 
 # %% ../nbs/02_vae.ipynb #b2a1d001
@@ -216,10 +223,12 @@ def reconstruct(model, images, batch_size=512):
 # %% ../nbs/02_vae.ipynb #b7524cdc
 def elbo(model, images, samples=10, seed=0, batch_size=512):
     "The bound of eq. (2.4), in nats an image: mean over images (n, 1, 28, 28) and draws of z; without dropout."
+    if not (isinstance(samples, Integral) and samples >= 1):
+        raise ValueError(f"samples must be at least 1, got {samples}")
     total = 0.0
     with at_rest(model, images) as weight:
         generator = torch.Generator(weight.device).manual_seed(seed)
-        for batch in images.split(batch_size):
+        for batch in batches(images, batch_size):
             batch = batch.to(weight)
             for _ in range(samples):
                 logits, mu, logvar = model(batch, generator=generator, sample=True)

@@ -5,6 +5,7 @@ __all__ = []
 
 # %% ../../nbs/rooms/mixture/checks.ipynb #49fbbfca
 import contextlib
+import math
 from numbers import Integral, Real
 
 import array_api_compat
@@ -24,13 +25,15 @@ CONSTRAINTS = {
     "means_init": ["array-like", None], "precisions_init": ["array-like", None]}
 
 # %% ../../nbs/rooms/mixture/checks.ipynb #dd1faac8
+FLOATS = [np.float64, np.float32]
+
 def check_shape(value, shape, name):
     if value.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {value.shape}")
 
 def check_weights(weights, K, name="weights_init"):
     "(K,) numbers from 0 to 1 that sum to one."
-    weights = check_array(weights, dtype=[np.float64, np.float32], ensure_2d=False, input_name=name)
+    with numbers(name): weights = check_array(weights, dtype=FLOATS, ensure_2d=False, input_name=name)
     check_shape(weights, (K,), "weights")
     if (weights < 0).any() or (weights > 1).any():
         low, high = weights.min(), weights.max()      # scikit-learn's message has the two the wrong way round
@@ -42,15 +45,16 @@ def check_weights(weights, K, name="weights_init"):
 
 def check_means(means, K, D, name="means_init"):
     "(K, D) finite numbers."
-    means = check_array(means, dtype=[np.float64, np.float32], ensure_2d=False, input_name=name)
+    with numbers(name): means = check_array(means, dtype=FLOATS, ensure_2d=False, input_name=name)
     check_shape(means, (K, D), "means")
     return means
 
 # %% ../../nbs/rooms/mixture/checks.ipynb #959039d9
 def check_precisions(precisions, covariance_type, K, D, name="precision"):
     "Precisions or covariances of the type's shape, positive definite."
-    full, floats = covariance_type == "full", [np.float64, np.float32]
-    precisions = check_array(precisions, dtype=floats, ensure_2d=False, allow_nd=full, input_name=name)
+    full = covariance_type == "full"
+    with numbers(name):
+        precisions = check_array(precisions, dtype=FLOATS, ensure_2d=False, allow_nd=full, input_name=name)
     shape = {"full": (K, D, D), "tied": (D, D), "diag": (K, D), "spherical": (K,)}[covariance_type]
     check_shape(precisions, shape, f"{covariance_type} {name}")
     if covariance_type in ("diag", "spherical"):
@@ -65,6 +69,12 @@ def check_precisions(precisions, covariance_type, K, D, name="precision"):
     return precisions
 
 # %% ../../nbs/rooms/mixture/checks.ipynb #ca028a8a
+def check_no_switch(model, *names):
+    "`True` counts as 1 in Python, but not as a number of components or a tolerance."
+    for name in names:
+        if isinstance(value := getattr(model, name), bool):
+            raise ValueError(f"The {name!r} parameter of GaussianMixture must be a number. Got {value} instead.")
+
 def as_numpy(a):
     "A tensor, or anything else, as a NumPy array."
     if hasattr(a, "detach"):
@@ -101,8 +111,10 @@ def numbers(name):
     "Say whose entries are meant when one cannot be made a number."
     try: yield
     except (TypeError, ValueError) as error:
-        if not any(words in str(error) for words in ("could not convert", "float()", "setting an array element")): raise
-        raise type(error)(f"{error}; {name} must hold numbers") from None
+        if not any(words in str(error) for words in (
+                "could not convert", "float()", "setting an array element", "at least 1 dimension", "0 sample(s)",
+                "Complex data")): raise
+        raise type(error)(f"{str(error).splitlines()[0].rstrip('.')}; {name} must hold numbers") from None
 
 def check_tensor(X, n_features=None, finite=True, name="X"):
     "A tensor must be what scikit-learn asks of an array: two-dimensional, floating, finite; its gradient stays behind."
@@ -160,6 +172,8 @@ def check_enough(n, K):
 def check_sample_weight(w, n):
     "(n,) weights in double precision: one number for all points, or one for each; none negative."
     w = w if isinstance(w, Real) else as_numpy(entries(w, "sample_weight"))
+    if isinstance(w, (bool, float)) and not (w == w and abs(w) < math.inf) or isinstance(w, bool):
+        raise ValueError(f"sample_weight must be a finite number or one for each point, got {w}")
     with numbers("sample_weight"):
         return _check_sample_weight(w, np.empty((n, 0)), dtype=np.float64, ensure_non_negative=True)
 

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from .checks import (
-    CONSTRAINTS, as_numpy, check_fitted, check_means, check_points, check_precisions, check_resumable,
+    CONSTRAINTS, as_numpy, check_fitted, check_means, check_no_switch, check_points, check_precisions, check_resumable,
     check_sample_weight, check_weights, entries, forget, namespace)
 from .fast import crew
 from .missing import gap_groups, inverse_factors, observed_part
@@ -265,15 +265,17 @@ def parameter_count(K, D, covariance_type):
 
 def criterion(model, X, sample_weight, price):
     "Minus twice the log-likelihood, and `price(n)` for each parameter."
-    n = X.shape[0] if sample_weight is None else float(check_sample_weight(sample_weight, X.shape[0]).sum())
-    return -2 * model.score(X, sample_weight=sample_weight) * n + price(n) * model._n_parameters()
+    log_prob = model.score_samples(X)
+    n = len(log_prob) if sample_weight is None else float(check_sample_weight(sample_weight, len(log_prob)).sum())
+    return -2 * mean_score(log_prob, sample_weight) * n + price(n) * model._n_parameters()
 
 # %% ../../nbs/rooms/mixture/estimator.ipynb #c6d7c154
 @ordinary
 def samples(model, n_samples, random_state):
     "Points drawn from the mixture and their components."
     check_fitted(model)
-    if not isinstance(n_samples, Integral) or n_samples < 1:
+    if not isinstance(n_samples, Integral) or isinstance(n_samples, bool) or not 1 <= n_samples < 2**31:
+        n_samples = " ".join(str(n_samples).split())
         raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
     rng = check_random_state(model.random_state if random_state is None else random_state)
     weights, means, S = doubles(model, "weights_", "means_", "covariances_")
@@ -328,6 +330,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.init_params, self.random_state, self.warm_start = init_params, random_state, warm_start
         self.verbose, self.verbose_interval = verbose, verbose_interval
 
+    def _validate_params(self):
+        super()._validate_params()
+        check_no_switch(self, "n_components", "tol", "reg_covar", "max_iter", "n_init", "verbose_interval")
     def _n_parameters(self): return parameter_count(*self.means_.shape, self.covariance_type)
     def __sklearn_tags__(self): return with_gaps(super().__sklearn_tags__(), self.missing)
     @classmethod
@@ -378,7 +383,8 @@ def fit_best(
     **kwargs,                       # for `GaussianMixture`
 ):                                  # the best mixture, and {number of components: criterion}
     "Fit a mixture for every number of components and choose by an information criterion."
-    if criterion not in ("bic", "aic"): raise ValueError(f"criterion must be 'bic' or 'aic', got {criterion!r}")
+    if not isinstance(criterion, str) or criterion not in ("bic", "aic"):
+        raise ValueError(f"criterion must be 'bic' or 'aic', got {' '.join(repr(criterion).split())}")
     if not isinstance(n_components, Iterable) or not (n_components := list(n_components)):
         raise ValueError(f"n_components must be one or more numbers, such as range(1, 11), got {n_components!r}")
     models = {K: GaussianMixture(K, **kwargs).fit(X, sample_weight=sample_weight) for K in n_components}

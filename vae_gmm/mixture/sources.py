@@ -95,13 +95,13 @@ def settle(statistics, model):
     "Shift and scale from the `column_statistics`."
     if not (statistics[0] > 0).all():
         raise ValueError(f"X has no value in column {int(np.argmin(statistics[0]))}: it is NaN in every row")
-    return statistics[1], standard_scale(statistics[2], model.reg_covar, model.covariance_type)
+    return statistics[1], standard_scale(statistics[2], float(model.reg_covar), model.covariance_type)
 
 def smallest(peak, scale, model):
     "`reg_covar` in standard coordinates (D,), and the variance below which there is only rounding."
     floor = (8 * np.finfo(float).eps * peak) ** 2
     if not model.reg_covar > 0: return np.zeros(len(scale)), floor
-    return np.maximum((np.sqrt(model.reg_covar) / scale) ** 2, 4 * floor), floor
+    return np.maximum((np.sqrt(float(model.reg_covar)) / scale) ** 2, 4 * floor), floor
 
 # %% ../../nbs/rooms/mixture/sources.ipynb #3a341a13
 class ArraySource:
