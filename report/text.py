@@ -9,9 +9,11 @@ What is printed of a notebook:
   it printed. Cells that draw a figure, or are longer than MAX_LINES, show their code only with the tag. With
   `code: tagged` in report/metadata.yaml the tag alone decides.
 
-report.html has room for everything that is not hidden: the rest of the code and the solutions are folded away.
+report.html has room for everything that is not hidden, cells tagged `html` too: the rest of the code and the solutions
+are folded away.
 """
 import base64
+import math
 import re
 from html import escape
 from pathlib import Path
@@ -23,6 +25,7 @@ from report.tree import BuildError, pandoc
 
 MAX_LINES = 25    # longer cells are not printed without the tag pdf
 MAX_COLUMNS = 98  # characters of code that fit on a line
+MAX_WIDTH, MIN_LETTER = 496, 7  # points: a page's width of text; the smallest letter of a figure, but for indices
 PLACEHOLDER = (b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160">'
                b'<rect width="400" height="160" fill="#ddd"/></svg>')
 TABLES = "markdown-simple_tables-multiline_tables-grid_tables"  # how those in HTML are read: as pipe tables
@@ -30,6 +33,15 @@ ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pyt
 # How a notebook speaks of a figure or table beside the text; in the report, where figures float, by its number.
 POINTER = re.compile(r"\b[Tt]he (?:(?P<on>next|following) (?:figure|table)|last (?:figure|table)|"
                      r"(?:figure|table) (?:(?P<below>below)|above))\b|\b(?P<nearest>The figure)(?= \w+s\b)")
+
+
+def smallest_letter(svg):
+    """The size in points of a drawing's smallest letters, as the report prints it; indices of formulas do not count.
+
+    matplotlib writes a text as a group with a transformation whose scale is a hundredth of the letters' size."""
+    width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
+    sizes = [100 * float(s) for s in re.findall(r'<g [^>]*transform="translate\([^"]*\) scale\(([\d.]+) -', svg)]
+    return min(sizes, default=math.inf) * min(1, MAX_WIDTH / float(width[1]) if width else 1)
 
 
 def fenced(text, language):
@@ -99,6 +111,9 @@ class Notebook:
         drawn = next((p for p in [*(vector_file(png, self.root) for png in pngs), *drawn] if p.exists()), None)
         file = self.folder / f"{self.path.stem}-{name}{'.svg' if drawn or not pngs else '.png'}"
         file.write_bytes(PLACEHOLDER if not pngs else drawn.read_bytes() if drawn else base64.b64decode(pngs[0]))
+        if drawn and not self.meta["draft"] and (size := smallest_letter(drawn.read_text("utf-8"))) < MIN_LETTER - 0.05:
+            raise BuildError(at, f"the smallest letters of {label} are {size:.1f} points in print; expected "
+                             f"{MIN_LETTER} or more")
         alt = 'alt="' + d["fig-alt"].replace('"', "'") + '"' if d.get("fig-alt") else ""
         return f"![{link_mentions(caption)}]({file.name}){{#{label} {alt}}}"
 
@@ -129,7 +144,7 @@ class Notebook:
     def markdown(self, keep=lambda cell: True, **attributes):
         """The cells for which `keep(cell)` holds as one Markdown text, each in a division that says where it is."""
         parts = []  # [at, "markdown" or the label of the figure or table that the cell has, Markdown]
-        unwanted = {"no-pdf"} if self.meta["html"] else {"no-pdf", "solution"}
+        unwanted = {"no-pdf"} if self.meta["html"] else {"no-pdf", "html", "solution"}
         left_out = 7  # level of the heading whose section is left out; 7 is none
         for cell in cells.read(self.path).cells:
             at = f"{self.path.name} cell {cell.id}"
@@ -168,15 +183,18 @@ def point_to_figures(parts):
 
 
 def markdown(meta, root, folder, only=None):
-    """The whole report as Markdown."""
-    nbs, parts = Path(root, "nbs"), []
+    """The whole report as Markdown: introduction, chapters, what stands at the end."""
+    nbs, parts, end = Path(root, "nbs"), [], []
     index = nbs / "index.ipynb"
     if only is None and index.exists():
-        intro = Notebook(index, folder, root, meta).markdown(lambda cell: "intro" in cells.tags(cell))
+        intro, back = (Notebook(index, folder, root, meta).markdown(lambda cell: tag in cells.tags(cell))
+                       for tag in ("intro", "back"))
         if intro:
             intro = re.sub(r"^#+ +Introduction *$", "", intro, flags=re.M)
-            intro = re.sub(r"^#+ +(.+)$", r"## \1 {.unnumbered .unlisted}", intro, flags=re.M)
+            intro = re.sub(r"^#+ +(.+)$", r"## \1 {.unnumbered}", intro, flags=re.M)
             parts.append("# Introduction {.unnumbered}\n\n" + intro)
+        end = [re.sub(r"^#+ +(.+)$", r"# \1 {.unnumbered}", back, flags=re.M),
+               "# Figures {.unnumbered}\n\n::: {#figures}\n:::"]
     for number, name in enumerate(meta["chapters"], 1):
         path = nbs / f"{name}.ipynb"
         if only is not None and name not in only:
@@ -185,4 +203,4 @@ def markdown(meta, root, folder, only=None):
             raise BuildError("report/metadata.yaml", f"chapter {name}: {path} does not exist")
         number = cells.chapter(path.name) or number
         parts.append(Notebook(path, folder, root, meta).markdown(chapter=name, number=number))
-    return "\n\n".join(parts) + "\n\n# References {.unnumbered}\n\n::: {#refs}\n:::\n"
+    return "\n\n".join([*parts, *end, "# References {.unnumbered}\n\n::: {#refs}\n:::\n"])

@@ -16,6 +16,7 @@ READER = "markdown-implicit_header_references"
 pf.elements.RAW_FORMATS |= {"typst"}  # which panflute 2.3 does not know
 NUMBER = re.compile(r"[-+−±~<>≈]?[\d.,]+ ?(%|[±–-] ?[\d.,]+ ?%?)?|[-–—]?|nan")  # in a table
 
+SENTENCE = re.compile(r".*?(\.(?= [A-Z(])|$)")
 MAX_ROWS = 30  # longer tables may be torn between pages
 
 
@@ -78,6 +79,7 @@ class Filter:
         self.html, self.root, self.folder, self.chapters = meta["html"], Path(root), Path(folder), chapters
         self.authors, self.formulas = authors, formulas
         self.counts, self.labels = Counter(), {}  # {label: (where it stands, Figure 3)}
+        self.figures = []  # of each, its label and the first sentence of its caption
 
     def apply(self, document):
         return document.walk(self.shape).walk(self.link)
@@ -115,6 +117,8 @@ class Filter:
             name = f"{element.tag}\u00a0{self.counts[element.tag]}"
             if label:
                 self.labels[label] = place(element), name
+            if label and isinstance(element, pf.Figure):
+                self.figures.append((label, SENTENCE.match(plain(caption[0]))[0]))
             if self.html:
                 caption[0].content = [pf.Strong(pf.Str(name + ".")), pf.Space, *caption[0].content]
 
@@ -156,9 +160,21 @@ class Filter:
             return self.target(element)
         if isinstance(element, pf.Cite):
             return self.cite(element)
+        if isinstance(element, pf.Div) and element.identifier == "figures":
+            return self.list_of_figures()
         if isinstance(element, pf.Div) and "cell" in element.classes:
             return list(element.content)
         return None
+
+    def list_of_figures(self):
+        """Number, first sentence and page of each figure; in HTML, links to them."""
+        def words(label, sentence):
+            if self.html:
+                link = pf.Link(pf.Str(self.labels[label][1] + "."), url=f"#{label}")
+                return pf.Para(link, pf.Space, pf.Str(sentence))
+            return pf.Para(typst(f"#listed(<{label}>)["), pf.Str(sentence), typst("]"))
+        lines = [words(label, sentence) for label, sentence in self.figures]
+        return lines if self.html else [typst("#balanced(1.6em)[", pf.RawBlock), *lines, typst("]", pf.RawBlock)]
 
     def target(self, link):
         """Links between notebooks become links between chapters; to other files of the project, plain text."""

@@ -76,7 +76,7 @@ def test_nothing_given_is_changed_and_settings_stay():
     given = [a.copy() for a in (IMAGES, DIGIT, Z, MEANS, COVARIANCES)]
     try:
         fig = figures.latent_scatter(Z, DIGIT, MEANS, COVARIANCES)
-        assert fig.axes[0].xaxis.label.get_fontsize() == 9 and fig.axes[0].get_facecolor() == (1, 1, 1, 1)
+        assert fig.axes[0].xaxis.label.get_fontsize() == 8 and fig.axes[0].get_facecolor() == (1, 1, 1, 1)
         figures.digit_grid(IMAGES, DIGIT, IMAGES)
         figures.misclassified(IMAGES, DIGIT, DIGIT[::-1], Z)
         told()
@@ -88,7 +88,7 @@ def test_nothing_given_is_changed_and_settings_stay():
 
 def test_digit_grid():
     fig = figures.digit_grid(IMAGES[:3])
-    assert fig.get_size_inches()[0] == pytest.approx(6.3 * (3 * 31 - 3) / 307) and not fig.axes[0].texts
+    assert fig.get_size_inches()[0] == pytest.approx(figures.WIDTH * (3 * 31 - 3) / 307) and not fig.axes[0].texts
     assert [t.get_text() for t in figures.digit_grid(IMAGES[:3], DIGIT[:3]).axes[0].texts] == ["1", "4", "8"]
 
 

@@ -12,7 +12,7 @@ import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, seaborn as sns
 from matplotlib.figure import Figure
 
 # %% ../nbs/rooms/figures.ipynb #6407f087
-WIDTH = 6.3  # inches, the width of the text on the page
+WIDTH = 5.0  # inches, on the page too: the report prints each figure at its own size
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 INK, GREY = "#222222", "#8a8a8a"
 # the digits of the report, 1, 4 and 8, come first: blue, orange, green
@@ -25,9 +25,9 @@ def _look(label) -> dict:
 
 # %% ../nbs/rooms/figures.ipynb #5c7c9d55
 _STYLE = ["default", {  # matplotlib's own settings, but for
-    "figure.figsize": (WIDTH, 3.4), "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True,
-    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "legend.fontsize": 8, "legend.title_fontsize": 8, "legend.frameon": False, "text.color": INK,
+    "figure.figsize": (WIDTH, 2.7), "figure.dpi": 140, "savefig.dpi": 200, "figure.constrained_layout.use": True,
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.title_fontsize": 7, "legend.frameon": False, "text.color": INK,
     "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.4, "lines.markersize": 4,
     "axes.prop_cycle": mpl.cycler(color=PALETTE), "image.cmap": "gray_r", "image.interpolation": "none",
@@ -106,7 +106,7 @@ def _tile(items: np.ndarray, columns: int, gap: int = 3, below: int = 0) -> np.n
 
 def _draw_tiles(ax, items: np.ndarray, columns: int, captions=(), gap: int = 3, marked=()):
     "Pictures (n, height, 28) in rows on `ax`, with one line of text under them for each entry of `captions`."
-    below, size = 9 * len(captions), 8 if len(captions) == 1 else 7
+    below, size = 9 * len(captions), 7.5 if len(captions) == 1 else 7
     sheet = _tile(items, columns, gap, below)
     ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, extent=(0, *sheet.shape[::-1], 0))
     ax.axis("off")
@@ -215,7 +215,7 @@ def manifold(decode, n: int = 20) -> Figure:
     axis = norm.ppf((np.arange(n) + 0.5) / n)
     pictures = _pictures(decode(np.stack([np.tile(axis, n), np.repeat(axis[::-1], n)], axis=1)), "what decode returns")
     if len(pictures) != n * n: raise ValueError(f"decode must return {n * n} images, got {len(pictures)}")
-    fig, ax = plt.subplots(figsize=(0.8 * WIDTH, 0.8 * WIDTH))
+    fig, ax = plt.subplots(figsize=(0.64 * WIDTH, 0.64 * WIDTH))
     sheet = (_tile(pictures, n, gap=0) * 32).round() / 32  # as many greys as small print can show: half the file
     ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, extent=(0, n, 0, n))
     values = np.linspace(-1.5, 1.5, 7)
@@ -245,7 +245,7 @@ def em_steps(z,                # (n, 2)
     if shown is None: shown = [0, *np.geomspace(1, max(len(steps) - 1, 1), 4).round().astype(int)]
     shown = sorted({int(i) for i in shown if 0 <= i < len(steps)})[:5]
     few, low, high = np.random.default_rng(0).permutation(len(z))[:800], z.min(0) - 0.5, z.max(0) + 0.5
-    fig, axes = plt.subplots(2, 3, figsize=(WIDTH, 4.6))
+    fig, axes = plt.subplots(2, 3, figsize=(WIDTH, 2.5))
     for ax in axes.flat: ax.set_box_aspect((high[1] - low[1]) / (high[0] - low[0]))
     for ax, i in zip(axes.flat, shown):
         weights, (means, covariances) = np.asarray(steps[i][0], dtype=float), _components(*steps[i][1:])
@@ -274,7 +274,7 @@ def confusion(matrix, classes) -> Figure:
         raise ValueError(f"matrix must be square and not empty, got shape {matrix.shape}")
     if matrix.min() < 0: raise ValueError("matrix must hold counts, got a negative entry")
     classes = _match(len(matrix), classes, "classes")
-    side = min(1.6 + 0.5 * len(matrix), WIDTH - 0.6)
+    side = min(1.1 + 0.35 * len(matrix), WIDTH - 0.6)
     fig, ax = plt.subplots(figsize=(side + 0.6, side))
     sns.heatmap(matrix / np.maximum(matrix.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues", square=True, ax=ax,
                 annot=np.vectorize("{:,.10g}".format)(matrix), fmt="", annot_kws={"size": 9 if len(matrix) < 8 else 8},
@@ -295,7 +295,7 @@ def misclassified(images, true, predicted,  # n images, right and wrong, with th
     true, predicted = _match(len(pictures), true, "true"), _match(len(pictures), predicted, "predicted")
     if len(z) != len(true): raise ValueError(f"z must hold one point for each of the {len(true)} images, got {len(z)}")
     drawn = (wrong := np.flatnonzero(true != predicted))[:25]
-    fig, (left, ax) = plt.subplots(1, 2, figsize=(WIDTH, max(3.2, 0.9 + 0.66 * -(-len(drawn) // 5))))
+    fig, (left, ax) = plt.subplots(1, 2, figsize=(WIDTH, max(2.5, 0.8 + 0.52 * -(-len(drawn) // 5))))
     if len(drawn):
         arrows = [f"{true[i]} \N{RIGHTWARDS ARROW} {predicted[i]}" for i in drawn]
         _draw_tiles(left, pictures[drawn], 5, [arrows], gap=6)
@@ -321,7 +321,7 @@ def story(image, straight, rebuilt,         # the digit as it came, without its 
     z, point = _plane(z), _plane(np.reshape(np.asarray(point), (1, -1)), "point")
     names, resp = _match(len(means), names, "names"), _match(len(means), resp, "resp").astype(float)
     shares = {d: resp[names == d].sum() for d in sorted(set(names.tolist()), key=str)}
-    fig, axes = plt.subplots(1, 11, figsize=(WIDTH, 1.3), width_ratios=[1, .15, 1, .15, 1.2, .15, 1, .15, .5, .15, 1])
+    fig, axes = plt.subplots(1, 11, figsize=(6.3, 1.2), width_ratios=[1, .15, 1, .15, 1.2, .15, 1, .15, .5, .15, 1])
     fig.get_layout_engine().set(w_pad=0.01, wspace=0, rect=(0, 0, 1, 0.9))
     for ax in axes[1::2]: ax.text(0.5, 0.5, "\N{RIGHTWARDS ARROW}", ha="center", va="center", fontsize=11)
     for ax in [*axes[1::2], axes[8]]: ax.axis("off")
@@ -356,7 +356,7 @@ def training_curves(history) -> Figure:
     if len(history) == 0: raise ValueError("history is empty: there is nothing to draw")
     epoch, marker = np.asarray(history["epoch"]), "o" if len(history) < 3 else ""
     val = np.asarray(history.get("val_loss", np.nan), dtype=float)
-    fig, axes = plt.subplots(2, 2, figsize=(WIDTH, 4), sharex=True)
+    fig, axes = plt.subplots(2, 2, figsize=(WIDTH, 2.7), sharex=True)
     for ax, (term, name) in zip(axes.flat, names.items()):
         ax.plot(epoch, history[f"train_{term}"], "--", marker=marker, color=PALETTE[1], label="training")
         if f"val_{term}" in history:
@@ -365,7 +365,7 @@ def training_curves(history) -> Figure:
         if np.isfinite(val).any(): ax.axvline(epoch[np.nanargmin(val)], color=GREY, ls=":", lw=1, label="best epoch")
     ax, rates = axes[1, 1], np.unique(history["lr"])
     ax.step(epoch, history["lr"], where="mid", marker=marker, color=INK)
-    ax.set(title="learning rate", yscale="log")
+    ax.set(title="step size", yscale="log")
     if len(rates) <= 6:  # a schedule of steps: name each of them
         ax.set_yticks(rates, [f"{v:.3g}" for v in rates])
         ax.minorticks_off()
@@ -385,13 +385,13 @@ def accuracy_runs(runs) -> Figure:
     for name, a in runs.items():
         if not (a.ndim == 1 and len(a) and 0 <= a.min() and a.max() <= 1):
             raise ValueError(f"{name}: expected one accuracy or more, each from 0 to 1")
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.8 + 0.25 * len(runs)))
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.7 + 0.2 * len(runs)))
     errors = {name: (1 - values).clip(1e-4) for name, values in runs.items()}
     sns.stripplot(errors, orient="h", ax=ax, color=PALETTE[0], size=4.5, alpha=0.6, jitter=False)
     ax.plot([e.mean() for e in errors.values()], range(len(runs)), "|", color=INK, ms=13, mew=1.8)
     texts = ["mean     worst", *(f"{a.mean():.3f}   {a.min():.3f}" for a in runs.values())]
     for row, text in enumerate(texts, -1):
-        ax.text(1.02, max(row, -0.85), text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+        ax.text(1.02, max(row, -0.85), text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
     ax.set(xscale="log", xlabel="read wrongly", ylabel="", ylim=(len(runs) - 0.5, -0.5), axisbelow=True)
     ax.xaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 2, 5)), minor_formatter=mpl.ticker.NullFormatter(),
                  major_formatter=mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g}%"))
