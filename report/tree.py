@@ -17,7 +17,7 @@ pf.elements.RAW_FORMATS |= {"typst"}  # which panflute 2.3 does not know
 NUMBER = re.compile(r"[-+−±~<>≈]?[\d.,]+ ?(%|[±–-] ?[\d.,]+ ?%?)?|[-–—]?|nan")  # in a table
 
 SENTENCE = re.compile(r".*?(\.(?= [A-Z(])|$)")
-MAX_ROWS = 30  # longer tables may be torn between pages
+MAX_ROWS = 24  # longer tables may be torn between pages
 
 
 class BuildError(click.ClickException):

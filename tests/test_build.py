@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from report import build, cells, check, formulas, readme
+from report import build, cells, check, formulas, readme, text
 from report.run import cleaned
 from report.tree import BuildError, pandoc
 
@@ -58,7 +59,7 @@ CHAPTER = module(
     code("x = '" + "long " * 60 + "'  # eq. (1.2)"),
     md("Bishop [@bishop2006, chap. 9] disagrees [@wilson1927]."),
     md("Nobody prints `a_very_long_name.that_goes_on(and_on)/" + "and_on_" * 12 + "` in full."),
-    md("Not for print, because it is in a room: eq. (R.1)", "no-pdf"),
+    md("Not for print, because it is in a room: eq. (R.1)", "no-pdf"), md("For the screen alone.", "html"),
     md("## A section left out", "no-pdf"), md("Nor this."), md("### Nor what is below"), md("Nor that."),
     md("## A section that stays"),
     md("<details><summary>Solution</summary>It is two.</details>", "solution"),
@@ -87,6 +88,7 @@ def original(tmp_path_factory):
     meta = (root / "report" / "metadata.yaml").read_text(encoding="utf-8")
     meta = re.sub(r"^chapters:.*$", "chapters: [01_sound]", meta, flags=re.M)
     meta = re.sub(r"^abstract:.*?(?=^#)", "abstract: An accuracy of {{accuracy:.1%}}.\n\n", meta, flags=re.M | re.S)
+    meta = re.sub(r"^code:.*$", "code: equations", meta, flags=re.M)
     (root / "report" / "metadata.yaml").write_text(meta, encoding="utf-8")
     (root / "figures").mkdir()
     (root / "figures" / "results.json").write_text('{"accuracy": 0.9512}')
@@ -98,6 +100,7 @@ def original(tmp_path_factory):
     write(root / "nbs" / "index.ipynb", [
         md("# Small\n\nSee [the notebook](01_sound.ipynb), [data](../figures/results.json) and `[a](b)`."),
         md("What roots are for.", "intro"), md("Only here.", "no-readme"), code("#| hide\nimport os"),
+        md("## Letters\n\nWhat they mean.", "back", "no-readme"),
         code("#| echo: false\nprint('shown')", "shown\n"), code("1 + 1", {"text/plain": "2"})])
     (root / "vae_gmm" / "deep").mkdir(parents=True)
     (root / "vae_gmm" / "deep" / "__init__.py").write_text("from .inner import root\n")
@@ -306,7 +309,8 @@ def test_the_report_has_its_parts_and_the_same_bytes_again(project):
     assert "Some roots." in text and "<tbl-roots>" in text
     assert "return x ** 0.5  # eq. (1.1)" in text
     assert "A section that stays" in text
-    for hidden in "Not for print", "left out", "Nor", "It is two", "assert", "plot()", "table()", "nbdev":
+    assert text.index("A section that stays") < text.index("[Letters]") < text.index("#listed(<fig-dot>)")
+    for hidden in "Not for print", "For the screen", "left out", "Nor", "It is two", "assert", "plot()", "table()", "nbdev":
         assert hidden not in text
     assert "Auto-Encoding Variational Bayes" in text
     assert "Kingma and Welling \\(#link(<ref-kingma2014>)[2014])" in text  # a name in the text is not said again
@@ -334,7 +338,8 @@ def test_the_report_is_one_html_file_too(project):
     assert page == (project / "b.html").read_text(encoding="utf-8")
     assert "<math" in page and 'id="eq-1.1"' in page and 'href="#eq-1.1"' in page
     assert "Figure\u00a01" in page and "Table\u00a01" in page and "It is two." in page
-    assert "<summary>Code <code>root</code></summary>" in page
+    assert "<summary>Code <code>root</code></summary>" in page and "For the screen alone." in page
+    assert page.count('href="#fig-dot"') == 2  # in the text and in the list of figures
     assert page.count('<details class="source" open>') == 2 < page.count('<details class="source">')
     assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', page)  # nothing beside the file
     assert "url(data:font/woff;base64," in page and not re.search(r"url\((?!data:)", page)
@@ -362,6 +367,21 @@ def test_the_report_is_not_built_from_what_it_cannot_print(project, tmp_path, ce
     with pytest.raises(BuildError) as error:
         build.source(build.read_metadata(project), project, tmp_path)
     assert "01_sound.ipynb cell wrong" in error.value.message and message in error.value.message
+
+
+def test_the_smallest_letter_of_a_drawing_is_measured_in_print(project, tmp_path):
+    def drawn(width):
+        fig, ax = plt.subplots(figsize=(width, 2))
+        ax.set(xlabel="$z_1$", ylabel="up")
+        ax.tick_params(labelsize=7)
+        fig.savefig(file := tmp_path / "figure.svg")
+        plt.close(fig)
+        return text.smallest_letter(file.read_text("utf-8"))
+
+    assert drawn(5) == pytest.approx(7) and drawn(10) == pytest.approx(7 * 496 / 720)
+    (project / "figures" / "dot.svg").write_text((tmp_path / "figure.svg").read_text("utf-8"), encoding="utf-8")
+    with pytest.raises(BuildError, match="smallest letters of fig-dot are 4.8 points in print"):
+        build.source(build.read_metadata(project), project, tmp_path)
 
 
 def wrong(root):
