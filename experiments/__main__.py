@@ -1,7 +1,7 @@
 """The measurements, what each asks, and what is stored: `python -m experiments`; each runs by itself, as listed.
 
-`python -m experiments replicate` runs one stored row again: a draw of accuracy.py or a change of steps.py, chosen by the
-date. The accuracy on the official test images must agree within three standard deviations over draws, of this change
+`python -m experiments replicate` runs one stored row again: a draw of accuracy.py or a change of steps.py, chosen by
+the date. The accuracy on the official test images must agree within three standard deviations over draws, of this change
 if those are more, since rounding on another machine makes another network of the same seed.
 """
 import ast
@@ -43,7 +43,7 @@ def main(context):
 @main.command()
 @click.option("--date", type=click.DateTime(["%Y-%m-%d"]), default=datetime.date.today().isoformat())
 def replicate(date):
-    """Run one stored row again, drawn by the date; exit status 1 if it does not agree. `VAE_GMM_DATA` leads to MNIST."""
+    """Run one stored row again, drawn by the date; exit status 1 if it does not agree; needs `VAE_GMM_DATA`."""
     rows = [(name, run) for name in ROWS for run in stored(name)]
     name, run = rows[date.toordinal() % len(rows)]
     key = {word: run[word] for word in ROWS[name]}
