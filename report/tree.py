@@ -16,7 +16,7 @@ READER = "markdown-implicit_header_references"
 pf.elements.RAW_FORMATS |= {"typst"}  # which panflute 2.3 does not know
 NUMBER = re.compile(r"[-+−±~<>≈]?[\d.,]+ ?(%|[±–-] ?[\d.,]+ ?%?)?|[-–—]?|nan")  # in a table
 
-SENTENCE = re.compile(r".*?(\.(?= [A-Z(])|$)")
+SENTENCE = re.compile(r".*?(\.(?= [A-Z])|$)")
 MAX_ROWS = 24  # longer tables may be torn between pages
 
 
@@ -80,6 +80,7 @@ class Filter:
         self.authors, self.formulas = authors, formulas
         self.counts, self.labels = Counter(), {}  # {label: (where it stands, Figure 3)}
         self.figures = []  # of each, its label and the first sentence of its caption
+        self.begun = set()  # notebooks that have had a figure
 
     def apply(self, document):
         return document.walk(self.shape).walk(self.link)
@@ -91,6 +92,10 @@ class Filter:
             return self.picture(element)
         elif isinstance(element, pf.Figure):
             self.number(element)
+            if not self.html and place(element).split(" ")[0] not in self.begun:  # not above its chapter's title
+                self.begun.add(place(element).split(" ")[0])
+                return [typst("#[#show figure: set figure(placement: none)", pf.RawBlock), element,
+                        typst("]", pf.RawBlock)]
         elif isinstance(element, pf.Table):
             align_numbers(element)
             self.number(element)

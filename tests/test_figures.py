@@ -143,7 +143,7 @@ def test_training_curves():
 def test_training_curves_of_two_stages_and_without_validation():
     axes = figures.training_curves(STAGES).axes
     assert [ax.get_title() for ax in axes] == ["reconstruction", "KL divergence", "disagreement of two views",
-                                               "learning rate"]
+                                               "step size"]
     assert all(ax.lines[-1].get_xdata()[0] == 3.5 for ax in axes)  # between the third epoch and the fourth
     axes = figures.training_curves(HISTORY[["epoch", "lr", "train_loss", "train_reconstruction", "train_kl"]]).axes
     assert [len(ax.lines) for ax in axes] == [1] * 4

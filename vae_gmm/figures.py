@@ -356,7 +356,7 @@ def training_curves(history) -> Figure:
     if len(history) == 0: raise ValueError("history is empty: there is nothing to draw")
     epoch, marker = np.asarray(history["epoch"]), "o" if len(history) < 3 else ""
     val = np.asarray(history.get("val_loss", np.nan), dtype=float)
-    fig, axes = plt.subplots(2, 2, figsize=(WIDTH, 2.7), sharex=True)
+    fig, axes = plt.subplots(2, 2, figsize=(WIDTH, 2.5), sharex=True)
     for ax, (term, name) in zip(axes.flat, names.items()):
         ax.plot(epoch, history[f"train_{term}"], "--", marker=marker, color=PALETTE[1], label="training")
         if f"val_{term}" in history:
