@@ -296,6 +296,13 @@ def test_labels_that_are_none_are_refused_before_the_training(x, few, labels, co
         VAEGMM(config=WITH).fit_labelled(x, few[0], labels)
 
 
+def test_what_is_no_function_and_no_switch_is_refused(few):
+    with pytest.raises(InputError, match="^name is of type int; expected a function"):
+        Labelled(*few, 3)
+    with pytest.raises(InputError, match="^straight is 'yes'; expected True or False"):
+        Labelled(*few, name_components, "yes")
+
+
 def test_the_command_takes_a_weight(good, tmp_path):
     words = ["train", good / "train.npz", good / "val.npz", "--epochs", "1", "--label-weight"]
     code, out, err = call(tmp_path, *words, "2", "--checkpoint", "run.safetensors")

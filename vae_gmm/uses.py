@@ -22,8 +22,9 @@ class Labelled:
     """Labelled images that take part in stage two: held in EM at the components of their labels, and with a loss.
     labels (l,) are whole numbers; name(resp, labels) names the components (K,), as `name_components` does."""
     def __init__(self, images, labels, name, straight=False):
-        images = as_images(images, "X_lab")
-        self.images, self.name = straighten(images)[0] if straight else images, name
+        if not callable(name): raise InputError(f"name is of type {type(name).__name__}; expected a function")
+        images, self.name = as_images(images, "X_lab"), name
+        self.images = straighten(images)[0] if argument(straight, "straight", bool) else images
         self.labels = check_labels(labels, len(images), "y_lab")
 
     def refit(self, prior, encode, mu, logvar, steps=1):
