@@ -81,6 +81,10 @@ def test_show(here, digits):
     before = (here / "show.png").read_bytes()
     assert call(here, "show", "test.npz", *MODEL, "--keep-labels", "4", "--quiet") == (0, "", "")
     assert (here / "show.png").read_bytes() == before  # the same command, the same file
+    (here / "rc").write_text("savefig.bbox: tight\nfont.family: serif\nfont.size: 20\nsavefig.facecolor: red\n")
+    run(here, "show", "test.npz", *MODEL, "--keep-labels", "4", MPLBACKEND="nonsense", MATPLOTLIBRC=str(here / "rc"))
+    assert (here / "show.png").read_bytes() == before  # whatever the user has set
+    (here / "rc").unlink()
 
 
 def test_nothing_misread(here):

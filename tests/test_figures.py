@@ -86,6 +86,40 @@ def test_nothing_given_is_changed_and_settings_stay():
     assert all(np.array_equal(a, b) for a, b in zip(given, (IMAGES, DIGIT, Z, MEANS, COVARIANCES)))
 
 
+SETTINGS = {
+    "numbers": {"font.size": 20, "savefig.dpi": 50, "figure.figsize": (2, 2), "savefig.bbox": "tight",
+                "font.family": "serif", "savefig.facecolor": "red", "axes.unicode_minus": False, "axes.formatter.limits": (0, 0),
+                "mathtext.fontset": "stix", "path.simplify": False, "path.sketch": (1, 100, 2), "svg.fonttype": "none",
+                "image.interpolation": "bicubic", "text.usetex": False, "figure.autolayout": True,
+                "axes.prop_cycle": mpl.cycler(color="r"), "savefig.transparent": True, "savefig.format": "pdf"},
+    "style": "dark_background"}
+
+
+def test_files_are_the_same_bytes_whatever_the_settings(tmp_path):
+    draw = dict(
+        scatter=lambda: figures.latent_scatter(Z, DIGIT, MEANS, COVARIANCES, (1, 4, 8)), story=told,
+        grid=lambda: figures.digit_grid(IMAGES[:3], DIGIT[:3]), runs=lambda: figures.accuracy_runs({"a": [0.9, 0.95]}))
+
+    def files():
+        found = {}
+        for name, function in draw.items():
+            figure = function()
+            found[name] = [path.read_bytes() for path in figures.savefig(figure, name, tmp_path)]
+            plt.close(figure)
+        return found
+
+    plain = files()
+    for settings in SETTINGS.values():
+        try:
+            plt.style.use(settings)
+            before = dict(mpl.rcParams), mpl.get_backend(), plt.get_fignums()
+            now = files()
+            assert [name for name in draw if now[name] != plain[name]] == []
+            assert (dict(mpl.rcParams), mpl.get_backend(), plt.get_fignums()) == before
+        finally:
+            mpl.rcdefaults()
+
+
 def test_digit_grid():
     fig = figures.digit_grid(IMAGES[:3])
     assert fig.get_size_inches()[0] == pytest.approx(figures.WIDTH * (3 * 31 - 3) / 307) and not fig.axes[0].texts

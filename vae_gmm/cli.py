@@ -314,10 +314,10 @@ def scores_text(found, quiet=False):
 # %% ../nbs/rooms/cli.ipynb #c11a0011
 def write_sheet(path, *images, **texts):
     "Draw images with `figures.digit_grid`, and write the sheet to a PNG file, complete or not at all."
-    from .figures import digit_grid
+    from .figures import digit_grid, use_style
     from .files import replacing
-    figure = digit_grid(*images, **texts)
-    with replacing(path) as part: figure.savefig(part, format="png", dpi=200, metadata={"Software": None})
+    use_style()  # whatever a matplotlibrc says
+    with replacing(path) as part: digit_grid(*images, **texts).savefig(part, format="png", metadata={"Software": None})
 
 @vae_gmm.command(short_help="Draw images, their copies, and what they were taken for.", help="""
     Draw the images in FILE, what each was taken for, with the mixture's certainty, and its copy by the network.

@@ -205,6 +205,7 @@ class Commands(click.Group):
             if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")  # in the names of files
         try: os.getcwd()
         except OSError: end(1, "the current folder is no longer there; expected to be started in one that is")
+        os.environ["MPLBACKEND"] = "agg"  # pictures are written to files; the user's choice may need a screen
         with suppress(ValueError):  # only the main thread can arrange that SIGTERM raises `KeyboardInterrupt`, too
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         warned = cache(lambda text: say(f"Warning: {text}", err=True))  # once, however often a library says it
