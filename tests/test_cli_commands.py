@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from commands import call
+from commands import call, environment, run
 from PIL import Image
 
 MODEL = "--model", "vae.pth", "--gmm", "gmm.pkl"
@@ -82,7 +82,8 @@ def test_show(here, digits):
     assert call(here, "show", "test.npz", *MODEL, "--keep-labels", "4", "--quiet") == (0, "", "")
     assert (here / "show.png").read_bytes() == before  # the same command, the same file
     (here / "rc").write_text("savefig.bbox: tight\nfont.family: serif\nfont.size: 20\nsavefig.facecolor: red\n")
-    run(here, "show", "test.npz", *MODEL, "--keep-labels", "4", MPLBACKEND="nonsense", MATPLOTLIBRC=str(here / "rc"))
+    env = environment(MPLBACKEND="nonsense", MATPLOTLIBRC=str(here / "rc"))
+    run(here, "show", "test.npz", *MODEL, "--keep-labels", "4", env=env)
     assert (here / "show.png").read_bytes() == before  # whatever the user has set
     (here / "rc").unlink()
 
