@@ -287,3 +287,33 @@ def test_what_is_wrong_with_an_argument_is_said_in_a_sentence_that_names_it(clf,
                     faults.append(f"{name}({argument}={value!r}) {found}")
         if left := set(os.listdir()) - {"a.npz"}: faults.append(f"{name} has left {left}")
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("words", [["test_classifier"], ["test_reconstruction"], ["show"], ["info"]], ids=lambda w: w[0])
+def test_a_name_that_is_too_long_for_the_disk_is_the_one_that_is_said(words, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from vae_gmm.cli import vae_gmm
+    monkeypatch.chdir(tmp_path)
+    model = [] if words == ["info"] else ["--model", "pretrained"]
+    result = CliRunner().invoke(vae_gmm, [*words, "n" * 300, *model])
+    assert result.exit_code == 1 and result.output.startswith("Error: nnn") and not os.listdir()
+    with pytest.raises(InputError, match="^nnn"):
+        scans.read_images("n" * 300)
+
+
+def test_columns_of_one_name_and_dates_as_labels():
+    with pytest.raises(ValueError, match="^block 0 has two columns of one name: .'a', 'a'.$"):
+        GaussianMixture(2).fit_blocks([pd.DataFrame(np.zeros((9, 2)), columns=["a", "a"])])
+    with pytest.raises(InputError, match="expected whole numbers$"):
+        files.check_labels(pd.Series(pd.to_datetime([1, 4])), 2)
+
+
+def test_a_wrong_type_closes_nobodys_file(tmp_path):
+    """`open(3)` opens what has the number 3, and closes it."""
+    with open(tmp_path / "mine", "w") as mine:
+        for read in (files.first_bytes, model_files.safetensors_header, info.describe, checkpoint.open_tensors):
+            with pytest.raises(InputError, match="^path is "):
+                with read(mine.fileno()): pass
+        mine.write("still open")
+    assert (tmp_path / "mine").read_text() == "still open"

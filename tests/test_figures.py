@@ -88,7 +88,8 @@ def test_nothing_given_is_changed_and_settings_stay():
 
 SETTINGS = {
     "numbers": {"font.size": 20, "savefig.dpi": 50, "figure.figsize": (2, 2), "savefig.bbox": "tight",
-                "font.family": "serif", "savefig.facecolor": "red", "axes.unicode_minus": False, "axes.formatter.limits": (0, 0),
+                "font.family": "serif", "savefig.facecolor": "red", "axes.unicode_minus": False,
+                "axes.formatter.limits": (0, 0),
                 "mathtext.fontset": "stix", "path.simplify": False, "path.sketch": (1, 100, 2), "svg.fonttype": "none",
                 "image.interpolation": "bicubic", "text.usetex": False, "figure.autolayout": True,
                 "axes.prop_cycle": mpl.cycler(color="r"), "savefig.transparent": True, "savefig.format": "pdf"},

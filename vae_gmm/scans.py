@@ -152,7 +152,7 @@ def read_images(
 ):
     "The digits of an npz file or of a folder of scans, checked; raises `InputError`."
     folder = argument(path, "path", Path)
-    if not folder.is_dir(): return Read(*load_npz(path, keep_labels, require_labels, read_labels))
+    if not os.path.isdir(folder): return Read(*load_npz(path, keep_labels, require_labels, read_labels))
     keep = None if keep_labels is None else labels_in(keep_labels, "keep_labels")
     files = image_files(folder)
     names = [file.relative_to(folder).as_posix() for file in files]

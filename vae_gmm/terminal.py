@@ -217,9 +217,9 @@ def unwritable(path, others, inputs, images):
     "Why no output can be written at `path`, or None."
     if not path.parent.is_dir(): return f"the folder {path.parent} does not exist; expected an existing folder"
     if path.exists() and not path.is_file(): return "cannot be written, it is a folder or a device; expected a file"
-    if path.exists() and any(file.exists() and path.samefile(file) for file in [*inputs, *images]):
+    if path.exists() and any(os.path.exists(file) and path.samefile(file) for file in [*inputs, *images]):
         return "is an input and would be overwritten; expected another name"
-    if any(folder.is_dir() and folder.resolve() in path.resolve().parents for folder in images):
+    if any(os.path.isdir(folder) and folder.resolve() in path.resolve().parents for folder in images):
         return "would be written among the images; expected another folder"
     if path.resolve() in [file.resolve() for file in others]: return "would be written twice; expected two names"
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as part: part.write(b"x")

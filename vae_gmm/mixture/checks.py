@@ -151,8 +151,9 @@ def check_block(block, number, finite, D=None, names=None):
     if isinstance(X, tuple): raise ValueError(f"{what} must be an array, or a pair of it and its weights, got a tuple")
     X = entries(X, what)
     own = list(X.columns) if hasattr(X, "columns") else None
+    if own and len(set(own)) < len(own): raise ValueError(f"{what} has two columns of one name: {own}")
     if D is not None and own != names:
-        if None in (own, names) or len(set(own)) < len(own) or set(own) != set(names):
+        if None in (own, names) or set(own) != set(names):
             raise ValueError(f"{what} has the column names {own}, but the blocks before it have {names}")
         X = X[names]
     if namespace(X) is not None: X = as_numpy(check_tensor(X, finite=False, name=what))

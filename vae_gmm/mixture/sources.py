@@ -163,7 +163,7 @@ def checked_blocks(blocks, finite, D=None, names=None):
     "Triples of a block (b, D), its weights (b,) or None and column names, checked, without rows of weight zero."
     if not isinstance(blocks, Iterable) or isinstance(blocks, (str, bytes, Mapping)) or getattr(blocks, "ndim", 1) == 0:
         raise ValueError("blocks must be an iterable of arrays or a function that returns one, "
-                         f"got {repr(blocks)[:60]}")
+                         f"got {' '.join(repr(blocks).split())[:60]}")
     for number, block in enumerate(blocks):
         X, w, own = check_block(block, number, finite, D, names)
         if D is None: D, names = X.shape[1], own
