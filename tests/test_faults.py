@@ -224,8 +224,8 @@ def cases(clf, images, labels):
         "kept": (entered(lambda **k: checkpoint.kept(1, **k)), {}, dict(folder=PATHS[1:])),
         "to_csv": (History([dict(epoch=1)], 1).to_csv, {}, dict(path=PATHS)),
         "fit_vae": (fit_vae, dict(model=VAE(), train=images, config=TrainConfig(epochs=1)), dict(
-            model=[None, 3], train=[None, 3], val=[3], config=[None], prior=[3], checkpoint=PATHS[1:], resume=SWITCHES,
-            callback=[3])),
+            model=[None, 3], train=[None, 3], val=[3], config=[None], prior=[3], labelled=[3],
+            checkpoint=PATHS[1:], resume=SWITCHES, callback=[3])),
         "posterior": (vae.posterior, dict(model=net, images=x), dict(
             model=[None], images=[None], batch_size=[0, True])),
         "decode": (vae.decode, dict(model=net, z=np.zeros((2, 2))), dict(model=[None], batch_size=[0, None])),
@@ -289,14 +289,14 @@ def test_what_is_wrong_with_an_argument_is_said_in_a_sentence_that_names_it(clf,
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("words", [["test_classifier"], ["test_reconstruction"], ["show"], ["info"]], ids=lambda w: w[0])
-def test_a_name_that_is_too_long_for_the_disk_is_the_one_that_is_said(words, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["test_classifier", "test_reconstruction", "show", "info"])
+def test_a_name_that_is_too_long_for_the_disk_is_the_one_that_is_said(command, tmp_path, monkeypatch):
     from click.testing import CliRunner
 
     from vae_gmm.cli import vae_gmm
     monkeypatch.chdir(tmp_path)
-    model = [] if words == ["info"] else ["--model", "pretrained"]
-    result = CliRunner().invoke(vae_gmm, [*words, "n" * 300, *model])
+    model = [] if command == "info" else ["--model", "pretrained"]
+    result = CliRunner().invoke(vae_gmm, [command, "n" * 300, *model])
     assert result.exit_code == 1 and result.output.startswith("Error: nnn") and not os.listdir()
     with pytest.raises(InputError, match="^nnn"):
         scans.read_images("n" * 300)

@@ -201,7 +201,8 @@ def check_labels(labels, n, what="labels", missing=False):
         raise InputError(f"{what}: holds {len(labels)} labels for {n} images; expected one each")
     if labels.dtype.kind not in "ui":
         odd = [x for x in labels.tolist() if not isinstance(x, Real) or x % 1 != 0] if labels.dtype.kind in "fO" else []
-        hint = f", as {reprlib.repr(odd[0])} is none" if odd else " (convert with y.astype(int))" * (labels.dtype.kind not in "Mm")
+        way = " (convert with y.astype(int))" * (labels.dtype.kind not in "Mm")
+        hint = f", as {reprlib.repr(odd[0])} is none" if odd else way
         raise InputError(f"{what}: holds labels of type {labels.dtype}; expected whole numbers{hint}")
     if labels.dtype == np.uint64 and len(labels) and labels.max() > 2**63 - 1:
         raise InputError(f"{what}: has values up to {labels.max()}; expected less than 2**63")

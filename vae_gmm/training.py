@@ -253,8 +253,8 @@ def check_options(config, prior, labelled, checkpoint, resume, callback):
     for name, value, right, expected in (
             ("config", config, isinstance(config, TrainConfig), "a TrainConfig"),
             ("prior", prior, prior is None or isinstance(prior, MixturePrior), "a MixturePrior or None"),
-            ("labelled", labelled, bool(labelled) == bool(prior and getattr(config, "label_weight", 0)),
-             "labelled images where there is a prior and label_weight is above 0, and None elsewhere"),
+            ("labelled", labelled, hasattr(labelled, "draw") if prior is not None and getattr(config, "label_weight", 0)
+             else labelled is None, "labelled images if there is a prior and label_weight is above 0, else None"),
             ("callback", callback, callback is None or callable(callback), "a function of the history, or None")):
         if not right: raise InputError(f"{name} is of type {type(value).__name__}; expected {expected}")
     argument(checkpoint, "checkpoint", Path, none=True), argument(resume, "resume", bool)
