@@ -94,6 +94,8 @@ def _settings(clf):
     config = TrainConfig.fast() if clf.config is None else clf.config
     if argument(clf.dropout, "dropout", float, 0, 1) == 1: raise InputError("dropout is 1; expected a number below 1")
     argument(clf.straighten, "straighten", bool)
+    if not (isinstance(clf.network, str) and clf.network in NETWORKS):
+        raise InputError(f"network is {clf.network!r}; expected {' or '.join(map(repr, NETWORKS))}")
     if not isinstance(clf.config, (TrainConfig, type(None))):
         raise InputError(f"config is {clf.config!r}; expected a TrainConfig or None")
     _check_device(clf.device)
