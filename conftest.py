@@ -1,6 +1,7 @@
 """Make nbval follow nbdev's rules, so that `pytest --nbval` holds on cleaned notebooks.
 
-- Cells marked `#| eval: false`, or with one of settings.ini's `tst_flags`, are skipped, as nbdev_test does.
+- Cells marked `#| eval: false`, or with one of settings.ini's `tst_flags`, are skipped, as nbdev_test does; but those
+  marked `#| once` run: long experiments, which nbval compares and nbdev_test leaves out.
 - nbdev_clean removes execution counts, and nbval would then not compare; they are put back.
 - A `;` at the end hides a cell's value. IPython 8 looks for it in the input history, which nbval does not write.
 - stderr (warnings, progress bars) and SVG (random ids) are not compared.
@@ -15,7 +16,7 @@ from report import cells, check
 
 os.environ["VAE_GMM_KEPT"] = os.environ.get("VAE_GMM_KEPT") or str(cells.ROOT / "build" / "kept")
 VOLATILE = "stderr", "image/svg+xml"  # nbval leaves out PNG, JPEG and widgets by itself
-FLAGS = set(cells.settings().get("tst_flags", "").split()) - set(os.environ.get("NB_FLAGS", "").split())
+FLAGS = cells.nbval_flags() - set(os.environ.get("NB_FLAGS", "").split())
 
 
 @lru_cache

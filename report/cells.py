@@ -98,6 +98,11 @@ def echoed(cell):
     return "hide_input" not in d and d.get("echo") != "false" and "hide_input" not in tags(cell)
 
 
+def nbval_flags(root=ROOT):
+    """Flags of the cells that nbval passes over: `tst_flags` of settings.ini, but for `once`, which is for nbval alone."""
+    return set(settings(root).get("tst_flags", "").split()) - {"once"}
+
+
 def skipped(cell, flags=()):
     """Whether a run passes over this cell: `#| eval: false`, one of `flags`, or the export that make does itself.
 

@@ -304,8 +304,7 @@ def _is_compared(cell, flags):
 
 def compared(root=cells.ROOT):
     """{chapter: (output cells that nbval compares, all output cells)}; a cell with pictures alone is none of them."""
-    flags = cells.settings(root).get("tst_flags", "").split()
-    found = {}
+    flags, found = cells.nbval_flags(root), {}
     for path in cells.notebooks(root):
         if cells.chapter(name := cells.name_of(path, root)):
             shown = [cell for cell in cells.read(path).cells if cell.cell_type == "code" and _has_text(cell)]
