@@ -99,7 +99,7 @@ def echoed(cell):
 
 
 def nbval_flags(root=ROOT):
-    """Flags of the cells that nbval passes over: `tst_flags` of settings.ini, but for `once`, which is for nbval alone."""
+    """Flags of the cells that nbval passes over: `tst_flags` of settings.ini, but for `once`."""
     return set(settings(root).get("tst_flags", "").split()) - {"once"}
 
 

@@ -2,8 +2,7 @@
 
 A row says what to prepare in a folder of good files, what to type, and what the answer must mention. Every row checks
 the exit code (1 failed, 2 misused), one line on standard error and nothing on standard output, no new file, and that
-every file that was there is as it was. Rows that need a limit of their own, on the size of files for one, run as a
-process, the others in this one.
+every file that was there is as it was. Rows about permissions run as a process of their own, the others in this one.
 """
 import ctypes
 import io
@@ -16,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -395,19 +395,24 @@ plain("more labels than images", "data --labels-per-digit 500", "500 images of 1
 plain("no MNIST in the folder", "data --root .", ".: no MNIST here", "MNIST/raw")
 
 
+@contextmanager
 def small_disk(size):
-    """For preexec_fn: no file can grow beyond this size, as on a disk that is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    """No file can grow beyond this size, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-plain("disk full at once", TEST, "vae.csv: cannot be written", preexec_fn=small_disk(0))
+plain("disk full at once", TEST, "vae.csv: cannot be written", disk=0)
 plain("disk full while the copies are written", RECON, "vae_reconstructed.npz: cannot be written",
-      preexec_fn=small_disk(1000))
-plain("disk full while the network is written", TRAIN + " --epochs 1 --quiet", "new.pth: cannot be written",
-      preexec_fn=small_disk(10**6))
+      disk=1000)
+plain("disk full while the network is written", TRAIN + " --epochs 1 --quiet", "new.pth: cannot be written", disk=10**6)
 
 plain("disk full while the state is kept", TRAIN + " --epochs 1 --quiet --checkpoint state", "state: cannot be written",
-      preexec_fn=small_disk(10**6))
+      disk=10**6)
 
 # --- scans, and what is drawn -----------------------------------------------------------------------------------
 SCANS = "test_classifier scans --model vae.pth --gmm gmm.pkl"
@@ -551,13 +556,15 @@ def state(folder):
 def drive(name, folder, good):
     """Prepare the folder, run the command: its results, and the folder before and after."""
     words, prepare, _, _, options = CASES[name]
+    disk = small_disk(options["disk"]) if "disk" in options else nullcontext()
     folder.mkdir()
     for path in good.iterdir():
         if path.is_file():
             os.link(path, folder / path.name)  # a prepared file replaces the link, never the good file
     prepare(folder)
     before = state(folder)
-    result = run(folder, *words, **options) if options else call(folder, *words)
+    with disk:
+        result = run(folder, *words, **options) if "preexec_fn" in options else call(folder, *words)
     after = state(folder)
     folder.chmod(0o755)
     return result, before, after
@@ -642,13 +649,19 @@ def many(good, tmp_path):
     return tmp_path
 
 
+@cache
+def peak():
+    """Bytes of address space that the modules take."""
+    words = "import vae_gmm.classifier, tqdm; print(*[x for x in open('/proc/self/status') if x.startswith('VmPeak')])"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env=environment(), check=True)
+    return int(done.stdout.split()[1]) * 1024
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="no limit of the address space")
 @pytest.mark.parametrize("more", [100, 300])
 def test_too_little_memory(many, more):
     """Under a limit of the shell, of so many MB above what the modules take: too little to read, or to train."""
-    peak = "import vae_gmm.classifier, tqdm; print(*[x for x in open('/proc/self/status') if x.startswith('VmPeak')])"
-    done = subprocess.run([sys.executable, "-c", peak], capture_output=True, text=True, env=environment(), check=True)
-    limit = int(done.stdout.split()[1]) * 1024 + more * 2**20
+    limit = peak() + more * 2**20
     code, out, err = run(many, *TRAIN.split(), "--epochs", "1", "--batch-size", "512", "--quiet",
                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
     said = "Error: not enough memory for this; expected fewer images or a smaller --batch-size\n"
