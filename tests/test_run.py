@@ -295,7 +295,8 @@ PICTURE = {"image/png": "", "text/plain": "<Figure size 600x400 with 1 Axes>"}
     ("table", [], {"text/html": "<table>", "text/plain": "a"}, (1, 1)),
     ("text", [], {"text/markdown": "a", "text/plain": "<IPython.core.display.Markdown object>"}, (1, 1)),
     ("plot()", [], PICTURE, (0, 0)), ("warn()", [], None, (0, 0)), ("x = 1", [], "", (0, 0)),
-    ("#| slow\nprint(1)", [], "1", (0, 1)), ("#| eval: false\nprint(1)", [], "1", (0, 1)),
+    ("#| once\nprint(1)", [], "1", (1, 1)), ("#| slow\nprint(1)", [], "1", (0, 1)),
+    ("#| eval: false\nprint(1)", [], "1", (0, 1)),
     ("# NBVAL_IGNORE_OUTPUT\nprint(1)", [], "1", (0, 1)), ("#NBVAL_SKIP\nprint(1)", [], "1", (0, 1)),
     ("print(1)", ["nbval-ignore-output"], "1", (0, 1)), ("print(1)", ["nbval-skip"], "1", (0, 1))])
 def test_output_cells_that_nbval_compares_are_counted(project, source, tags, output, counts):
