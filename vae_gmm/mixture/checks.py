@@ -27,6 +27,16 @@ CONSTRAINTS = {
 # %% ../../nbs/rooms/mixture/checks.ipynb #dd1faac8
 FLOATS = [np.float64, np.float32]
 
+@contextlib.contextmanager
+def numbers(name):
+    "Say whose entries are meant when one cannot be made a number."
+    try: yield
+    except (TypeError, ValueError) as error:
+        if not any(words in str(error) for words in (
+                "could not convert", "float()", "setting an array element", "at least 1 dimension", "0 sample(s)",
+                "Complex data")): raise
+        raise type(error)(f"{str(error).splitlines()[0].rstrip('.')}; {name} must hold numbers") from None
+
 def check_shape(value, shape, name):
     if value.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {value.shape}")
@@ -105,16 +115,6 @@ def entries(X, name="X"):
         if (unit := getattr(owner, "units", getattr(owner, "unit", None))) is not None:
             raise ValueError(f"{name} has the unit {unit}, which a mixture would drop; give its plain numbers")
     return X
-
-@contextlib.contextmanager
-def numbers(name):
-    "Say whose entries are meant when one cannot be made a number."
-    try: yield
-    except (TypeError, ValueError) as error:
-        if not any(words in str(error) for words in (
-                "could not convert", "float()", "setting an array element", "at least 1 dimension", "0 sample(s)",
-                "Complex data")): raise
-        raise type(error)(f"{str(error).splitlines()[0].rstrip('.')}; {name} must hold numbers") from None
 
 def check_tensor(X, n_features=None, finite=True, name="X"):
     "A tensor must be what scikit-learn asks of an array: two-dimensional, floating, finite; its gradient stays behind."
