@@ -1,8 +1,8 @@
 """The measurements, what each asks, and what is stored: `python -m experiments`; each runs by itself, as listed.
 
 `python -m experiments replicate` runs one stored row again: a draw of accuracy.py or a change of steps.py, chosen by
-the date. The accuracy on the official test images must agree within three standard deviations over draws, of this change
-if those are more, since rounding on another machine makes another network of the same seed.
+the date. The accuracy on the official test images must agree within three standard deviations over draws, of this
+change if those are more, since rounding on another machine makes another network of the same seed.
 """
 import ast
 import datetime

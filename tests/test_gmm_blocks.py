@@ -88,7 +88,8 @@ def test_columns_with_names_are_matched_by_name():
             assert list(getattr(model, "feature_names_in_", [])) == (names if names[0] == "a" else [])
     same(GaussianMixture(3, random_state=0).fit_blocks(pd.DataFrame(X)), GaussianMixture(3, random_state=0).fit(X))
     for other in (B.rename(columns={0: "z"}), B.to_numpy(), B.iloc[:, :3], B[[0, 0, 1, 2]]):
-        with pytest.raises(ValueError, match=r"block 1 has (two columns of one|the column names .*, but .* have \[0, 1)"):
+        words = r"block 1 has (two columns of one|the column names .*, but .* have \[0, 1)"
+        with pytest.raises(ValueError, match=words):
             GaussianMixture().fit_blocks([A, other])
 
 
