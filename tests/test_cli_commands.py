@@ -64,7 +64,7 @@ def test_show(here, digits):
     """A sheet of the images, their copies and what they were taken for; of few images, with a red text where wrong."""
     code, out, err = call(here, "show", "test.npz", *MODEL, "-n", "20")
     wrong = int(re.fullmatch(r"Sheet: show.png, 20 images, (\d+) of them misread\n", out)[1])
-    assert (code, err) == (0, "") and size(here / "show.png")[0] == 1260
+    assert (code, err) == (0, "") and size(here / "show.png")[0] == 1000
     code, out, _ = call(here, "test_classifier", "test.npz", *MODEL, "--json")
     predicted, labels = np.loadtxt(here / "vae.csv", int, skiprows=1), np.load(here / "test.npz")["labels"]
     assert wrong == (predicted != labels)[:20].sum()
@@ -105,7 +105,7 @@ def test_sample(here):
         assert (code, out, err) == (0, f"Sheet: {i}.png, 20 digits\n", "")
         sheets.append((here / f"{i}.png").read_bytes())
     assert sheets[0] == sheets[1] and len(set(sheets)) == 3
-    assert size(here / "0.png")[1] < size(here / "0.png")[0] == 1260
+    assert size(here / "0.png")[1] < size(here / "0.png")[0] == 1000
 
 
 def test_anomalies(here, digits):

@@ -253,7 +253,7 @@ def test_a_training_without_anything_to_keep(stopped, said, tmp_path):
 
     class Ended:
         history_ = History(stopped=stopped)
-        def fit_vae(self, images, **options): pass
+        def fit_vae(self, images, few=None, **options): pass
 
     with pytest.raises(ClickException, match=said):
         train_network(Ended(), None, tmp_path / "state", quiet=True)

@@ -216,7 +216,7 @@ def test_where_networks_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("VAE_GMM_KEPT", str(tmp_path / "chosen"))
     assert checkpoint.kept_folder() == tmp_path / "chosen"
     (tmp_path / "chosen").write_text("a file")
-    with pytest.raises(InputError, match="cannot be made .* expected a folder for trained networks"):
+    with pytest.raises(InputError, match="cannot be made .* expected the name of a folder"):
         name(1, folder=None)
 
 

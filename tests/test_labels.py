@@ -280,7 +280,7 @@ def test_a_weight_out_of_range_is_refused(value):
 def test_a_weight_without_its_labels_or_its_stage_is_refused(x, few):
     with pytest.raises(InputError, match="^label_weight is 1.0; expected 0 where prior_epochs is 0"):
         TrainConfig(label_weight=1.0)
-    with pytest.raises(InputError, match="^labelled is of type NoneType; expected labelled images where"):
+    with pytest.raises(InputError, match="^labelled is of type NoneType; expected labelled images if"):
         VAEGMM(config=WITH, n_components=3).fit_vae(x)
     for config, prior in ((CONFIG, MixturePrior(3)), (WITH, None)):
         with pytest.raises(InputError, match="^labelled is of type Labelled; expected"):
