@@ -256,7 +256,7 @@ def test_a_training_without_anything_to_keep(stopped, said, tmp_path):
         def fit_vae(self, images, few=None, **options): pass
 
     with pytest.raises(ClickException, match=said):
-        train_network(Ended(), None, tmp_path / "state", quiet=True)
+        train_network(Ended(), None, checkpoint=tmp_path / "state", quiet=True)
 
 
 def test_interrupted_while_a_module_is_loaded(tmp_path):
