@@ -1,4 +1,4 @@
-"""Which images are no 1, 4 or 8? Draws 0 to 4: `python -m experiments.anomalies [SEED ...]`.
+"""Which images are no 1, 4 or 8? Draws 0 to 19: `python -m experiments.anomalies [SEED ...]`.
 
 The networks are those of accuracy.py. All methods have seen a draw's unlabelled images, and score how strange an image
 is; the area under the ROC curve (AUROC) says how often another digit is stranger than a 1, 4 or 8: the 3,091 official
@@ -108,4 +108,4 @@ def one(seed):
 
 
 if __name__ == "__main__":
-    runs.measure(__file__, [dict(seed=int(seed)) for seed in sys.argv[1:] or range(5)], one)
+    runs.measure(__file__, [dict(seed=int(seed)) for seed in sys.argv[1:] or range(20)], one)

@@ -137,4 +137,5 @@ def test_messages_are_scikit_learns_or_say_more(arguments, data):
         text = re.sub("Input [a-z_]+ contains", "Input contains", str(caught.value))
         return type(caught.value), re.sub(r"\{.*\}", lambda m: str(sorted(m[0])), text)      # sets have no order
     (kind, ours), (their_kind, theirs) = message(GaussianMixture), message(sklearn.mixture.GaussianMixture)
-    assert kind is their_kind and ours.startswith(theirs.splitlines()[0])
+    if theirs.startswith("Complex data"): theirs = theirs.splitlines()[0]  # the numbers follow, all of them
+    assert kind is their_kind and ours.startswith(theirs)
