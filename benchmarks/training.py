@@ -167,7 +167,7 @@ def epoch_row(pairs, n, failed):
 def encode_row(pairs, n, failed):
     from vae_gmm.classifier import VAEGMM
     x, clf = as_images(digits(n)), VAEGMM()
-    clf.vae_ = VAE(clf.latent_dim).eval()
+    clf.vae_ = VAE(8).eval()
     clf.fit_gmm(x[:300], x[:300], np.arange(300) % 3)
     batches = x.split(512)
     @torch.inference_mode()

@@ -43,7 +43,7 @@ def one(seed, weights):
     prior = DirichletPrior(K, equal_weights=WEIGHTS[weights] is None, shrinkage=TrainConfig.fast().shrinkage)
     prior.strength = WEIGHTS[weights] or 0.0
     torch.manual_seed(seed)
-    network = VAE(VAEGMM().latent_dim, VAEGMM().dropout).to(runs.DEVICE)
+    network = VAE(8, VAEGMM().dropout).to(runs.DEVICE)
     history = fit_vae(network, straight, None, TrainConfig.fast(seed=seed), prior)
     prior.refit(*posterior(network, straight), steps=5)
     resp = [e_step(posterior(network, images)[0].double(), *prior.mixture)[0].numpy() for images in (few, test)]

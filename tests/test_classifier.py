@@ -271,7 +271,7 @@ def test_one_classifier_for_every_form_of_an_image(good, digits):
 def test_the_constructor_and_what_fit_refuses(digits):
     parameters = inspect.signature(VAEGMM).parameters
     assert {name: value.default for name, value in parameters.items()} == dict(
-        latent_dim=8, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0, device="cpu",
+        latent_dim=None, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0, device="cpu",
         network="course")
     images = digits[0][:10]
     with pytest.raises(InputError, match="holds one label only"):
@@ -526,21 +526,40 @@ def test_settings_may_be_numbers_of_numpy(settings, small, tmp_path):
     clf.save(tmp_path)
     loaded = VAEGMM.load(tmp_path)
     np.testing.assert_array_equal(loaded.predict_proba(small[0]), clf.predict_proba(small[0]))
-    for name in ("latent_dim", "dropout", "n_components", "straighten", "random_state"):
+    for name in ("dropout", "n_components", "straighten", "random_state"):
         assert getattr(loaded, name) == getattr(clf, name)
-    assert loaded.config == clf.config_
+    assert (loaded.latent_dim, loaded.config) == (clf.latent_dim or 8, clf.config_)
     assert all(type(value).__module__ != "numpy" for value in (*vars(loaded).values(), *asdict(loaded.config).values())
                if not isinstance(value, np.ndarray))
 
 
 def test_without_a_seed_the_recipe_that_was_used_is_kept(small, tmp_path, monkeypatch):
-    def recipe(): return TrainConfig(epochs=1, batch_size=8)
+    def recipe(n_images): return TrainConfig(epochs=1, batch_size=8)
     monkeypatch.setattr(classifier.TrainConfig, "fast", recipe)
     clfs = [VAEGMM(random_state=None).fit_labelled(*small) for _ in range(2)]
     assert clfs[0].config_.seed != clfs[1].config_.seed and model_id(clfs[0].vae_) != model_id(clfs[1].vae_)
     clfs[0].save(tmp_path)
     loaded = VAEGMM.load(tmp_path)
     assert loaded.random_state is None and loaded.config == clfs[0].config_
+
+
+def test_what_follows_from_the_data(digits):
+    """As many dimensions as components, but eight at the least; a shorter stage two if there are many images."""
+    images, labels = digits
+    ten = [np.flatnonzero(labels == digit)[0] for digit in (1, 4, 8)] + list(range(7))
+    for settings, D in (({}, 10), (dict(latent_dim=3), 3), (dict(config=TrainConfig(epochs=1)), 10)):
+        assert VAEGMM(**QUICK | settings).fit_vae(images[:12], images[ten], np.arange(10)).vae_.latent_dim == D
+    assert VAEGMM(**QUICK, n_components=9).fit_vae(images[:12]).vae_.latent_dim == 9
+    assert [classifier._settings(VAEGMM(), n)["config"].prior_epochs for n in (40, 2400, 60_000)] == [24, 12, 8]
+    assert classifier._settings(VAEGMM(**QUICK), 60_000)["config"].prior_epochs == 1
+
+
+@pytest.mark.parametrize("few, message", [
+    ((3, 3), "X_lab: "), ((None, [1]), "X_lab"), (("images", None), "y_lab"), (("images", [1, 2]), "y_lab: ")], ids=str)
+def test_labelled_images_of_the_first_half_are_checked(few, message, small, untrained):
+    few = [small[0][:3] if part == "images" else part for part in few]
+    with pytest.raises(InputError, match=f"^{message}"):
+        VAEGMM().fit_vae(small[0], *few)
 
 
 REFUSED = [dict(latent_dim=2.0), dict(latent_dim=0), dict(latent_dim=2000), dict(latent_dim=True), dict(dropout=1),

@@ -263,7 +263,7 @@ def test_the_classifier_uses_labels_where_there_is_a_weight(digits, few):
     y[20:] = few[1]
     also = VAEGMM(config=replace(QUICK, label_weight=1.0)).fit(np.concatenate([X, few[0]]), y)
     assert "train_cross_entropy" in also.history_.rows[-1]
-    two_halves = VAEGMM(config=replace(QUICK, label_weight=1.0)).fit_vae(X, few).fit_gmm(X, *few)
+    two_halves = VAEGMM(config=replace(QUICK, label_weight=1.0)).fit_vae(X, *few).fit_gmm(X, *few)
     np.testing.assert_array_equal(two_halves.predict_proba(X), told.predict_proba(X))
     pulled = plain.set_params(config=None)
     before = pulled.mixture_.means.clone()

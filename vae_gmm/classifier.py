@@ -71,9 +71,8 @@ def wilson_interval(k, n, confidence=0.95):
 _WHOLE = dict(latent_dim=(1, 1024), n_components=(2, 2**15), random_state=(0, 2**32 - 1))
 
 def _whole(name, value):
-    "A whole number, also one of NumPy's, as an `int`, or None where None may stand; `InputError` for anything else."
-    (low, high), free = _WHOLE[name], name != "latent_dim"
-    return argument(value, name, int, low, high, none=free)
+    "A whole number, also one of NumPy's, as an `int`, or None; `InputError` for anything else."
+    return argument(value, name, int, *_WHOLE[name], none=True)
 
 def _seed(random_state):
     "A seed: `random_state` itself, or a new one for None, which leaves NumPy's global random numbers alone."
@@ -88,10 +87,10 @@ def _check_device(device):
         device = " ".join(repr(device).split())
         raise InputError(f"device is {device}; expected one that is in this machine, such as 'cpu'") from err
 
-def _settings(clf):
+def _settings(clf, n_images=None):
     "A `VAEGMM`'s settings, as `save` can keep them; `InputError` for any that it could not, or for an absent device."
     numbers = {name: _whole(name, getattr(clf, name)) for name in _WHOLE}
-    config = TrainConfig.fast() if clf.config is None else clf.config
+    config = TrainConfig.fast(n_images) if clf.config is None else clf.config
     if argument(clf.dropout, "dropout", float, 0, 1) == 1: raise InputError("dropout is 1; expected a number below 1")
     argument(clf.straighten, "straighten", bool)
     if not (isinstance(clf.network, str) and clf.network in NETWORKS):
@@ -166,23 +165,29 @@ def _components(clf, y=None):
         raise InputError(f"n_components is {K}; expected one or more for each of the {len(np.unique(y))} labels")
     return K or len(np.unique(y))
 
+def _dimensions(clf, K):
+    "D: as set; else 8, or the number of components if that is more."
+    return _whole("latent_dim", clf.latent_dim) or max(8, K or 0)
+
 def _new_network(seed, *settings):
     "A network with the weights that `seed` draws; torch's own random state stays as it was."
     with seeded(seed, torch.device("cpu")), torch.device("cpu"):
         return VAE(*settings)
 
 @torch.inference_mode(False)  # and with gradients
-def _train(clf, X, few, options):
-    """Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only.
-    few: None, or labelled images and their labels, which take part if there is a weight for them."""
-    X, config, (X_lab, y_lab) = as_images(X, "X"), _settings(clf)["config"], few or (None, None)
-    K = _components(clf, y_lab) if config.prior_epochs else None
-    prior = MixturePrior(K, config.equal_weights, config.shrinkage) if K else None
-    if few and config.label_weight: options = options | dict(labelled=Labelled(*few, name_components, clf.straighten))
+def _train(clf, X, X_lab, y_lab, options):
+    "Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only."
+    few = X_lab is not None or y_lab is not None
+    X, X_lab, y_lab = _checked(X, X_lab, y_lab) if few else (as_images(X, "X"), None, None)
+    config = _settings(clf, len(X))["config"]
+    K = _components(clf, y_lab) if few or clf.n_components is not None or config.prior_epochs else None
+    prior = MixturePrior(K, config.equal_weights, config.shrinkage) if config.prior_epochs else None
+    if few and config.label_weight:
+        options = options | dict(labelled=Labelled(X_lab, y_lab, name_components, clf.straighten))
     X = straighten(X)[0] if clf.straighten else X
     whole = config.train_share == 1
     parts = [X, None] if whole else [X[part] for part in split_indices(len(X), config.train_share, config.seed)]
-    network = _new_network(config.seed, clf.latent_dim, clf.dropout, clf.network).to(clf.device)
+    network = _new_network(config.seed, _dimensions(clf, K), clf.dropout, clf.network).to(clf.device)
     network.straightened = bool(clf.straighten)
     for name in [name for name in vars(clf) if name.endswith("_")]: delattr(clf, name)
     history = fit_vae(network, *parts, config, prior, **options)
@@ -230,9 +235,9 @@ def _named(clf, X, X_lab, y_lab):
 
 # %% ../nbs/05_classifier.ipynb #e74a0f53
 class VAEGMM(ClassifierMixin, BaseEstimator):
-    """Digits read without training labels; `config` is a `TrainConfig`, `n_components` None for one a label.
+    """Digits read without training labels; `n_components` None: one a label; `latent_dim` None: 8, or one a component.
     After `fit`, else `NotFittedError`: `vae_`, `mixture_`, `classes_` (C,), `shares_` (K, C), `config_`, `history_`."""
-    def __init__(self, latent_dim=8, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0,
+    def __init__(self, latent_dim=None, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0,
                  device="cpu", network="course"):
         self.latent_dim, self.dropout, self.config, self.n_components = latent_dim, dropout, config, n_components
         self.straighten, self.random_state, self.device, self.network = straighten, random_state, device, network
@@ -250,10 +255,10 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
     def fit_labelled(self, X, X_lab, y_lab, **fit_options):
         "Learn from unlabelled images X; labelled ones name, and teach by `config.label_weight`. Options: of `fit_vae`."
         X, X_lab, y_lab = _checked(X, X_lab, y_lab)
-        _raise_failure(_train(self, X, (X_lab, y_lab), fit_options).history_)
+        _raise_failure(_train(self, X, X_lab, y_lab, fit_options).history_)
         return self.fit_gmm(X, X_lab, y_lab)
-    def fit_vae(self, X, few=None, **fit_options): return _train(self, X, few, fit_options)  # the first half: network
-    def fit_gmm(self, X, X_lab, y_lab): return _named(self, *_checked(X, X_lab, y_lab))  # the second: mixture and names
+    def fit_vae(self, X, X_lab=None, y_lab=None, **options): return _train(self, X, X_lab, y_lab, options)  # network
+    def fit_gmm(self, X, X_lab, y_lab): return _named(self, *_checked(X, X_lab, y_lab))  # and then mixture and names
     @property
     def component_labels_(self): return self.classes_[self.shares_.argmax(1)]  # (K,)
     def encode(self, X): return _latents(self, X)[0].double().numpy()  # latent means (n, latent_dim), float64

@@ -141,12 +141,12 @@ def log_epoch(history, config):
     if left := minutes_left(history, config): losses += f", {left:.1f} min left"
     say(f"epoch {row['epoch']} of {config.epochs + config.prior_epochs}: {losses}", err=True)
 
-def train_network(clf, images, few=None, checkpoint=None, quiet=False):
+def train_network(clf, images, few=(), checkpoint=None, quiet=False):
     "Train the network of `clf`, with a bar on a terminal and lines elsewhere; `ClickException` if none is to keep."
     plain = not quiet and not sys.stderr.isatty()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the loss is not finite")  # said below
-        clf.fit_vae(images, few, checkpoint=checkpoint, resume=bool(checkpoint), progress=False if quiet else None,
+        clf.fit_vae(images, *few, checkpoint=checkpoint, resume=bool(checkpoint), progress=False if quiet else None,
                     callback=partial(log_epoch, config=clf.config) if plain else None)
     history, lost = clf.history_, "no model was written"
     if history.stopped == "interrupted":
@@ -200,9 +200,9 @@ def train(train_file, val_file, model, gmm, out_dir, recipe, keep_labels, checkp
     from .config import TrainConfig
     given = {name: value for name, value in given.items() if value is not None}
     own = {name: given.pop(name) for name in ("latent_dim", "dropout", "straighten", "network") if name in given}
-    make, settings = (VAEGMM, TrainConfig.fast) if recipe == "fast" else (VAEGMM.course, TrainConfig)
-    clf = make(config=settings(seed=seed, **given), n_components=len(set(labels.tolist())), random_state=seed,
-               device=pick_device(device), **own)
+    config = TrainConfig.fast(len(images), seed=seed, **given) if recipe == "fast" else TrainConfig(seed=seed, **given)
+    make, K = VAEGMM if recipe == "fast" else VAEGMM.course, len(set(labels.tolist()))
+    clf = make(config=config, n_components=K, random_state=seed, device=pick_device(device), **own)
     train_network(clf, images, (val_images, labels), checkpoint, quiet)
     clf.fit_gmm(images, val_images, labels)
     write_classifier(clf, model, gmm)

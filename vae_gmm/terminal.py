@@ -101,7 +101,7 @@ OPTIONS = {name: option(*words, **more) for name, words, more in [
     ("beta", ["--beta"], dict(type=Number(min=0), show_default="0.5", help="Weight of the KL term.")),
     ("label_weight", ["--label-weight"], dict(type=Number(min=0), show_default="0", help="Weight of VAL's labels in "
                                               "training; 0 uses them for names only.")),
-    ("latent_dim", ["--latent-dim"], dict(type=Whole(1, 512), show_default="8; course: 2",
+    ("latent_dim", ["--latent-dim"], dict(type=Whole(1, 512), show_default="8, or one a label if more; course: 2",
                                           help="Numbers that describe an image.")),
     ("layers", ["--network"], dict(default="course", type=click.Choice(["course", "residual", "attention"]),
                                    metavar="NAME", help="The course project's layers, or residual or attention.")),
