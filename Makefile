@@ -21,12 +21,12 @@ $(INSTALLED): constraints.txt settings.ini setup.py
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-report: export ## run the notebooks in build/, write report.pdf, show this machine's figures beside the published ones
+report: export ## run the chapters in build/, write report.pdf, show this machine's figures beside the published ones
 	$(BIN)/python -m report.run --build
 	$(BIN)/python -m report.build --root build --out report.pdf
 	@$(BIN)/python -m report.headlines
 
-publish: export ## run the notebooks in place: write figures/, what the notebooks store, README.md and report.pdf
+publish: export ## run all notebooks in place: write figures/, what the notebooks store, README.md and report.pdf
 	rm -rf build/kept
 	VAE_GMM_KEPT= $(BIN)/python -m report.pretrained
 	VAE_GMM_KEPT= $(BIN)/python -m report.run

@@ -1,6 +1,7 @@
 """What `make report` does in build/: which notebooks have to run, after which others, and on what.
 
-build/ holds a second copy of what notebooks and report are made from, so that a run there finds `../figures` and the
+It runs those that report.pdf is made of, the chapters and the index, and what they wait for; rooms are not printed:
+`make test` and `make publish` run them, and `python -m report.run --build nbs/rooms/NAME.ipynb` does. build/ holds a second copy of what notebooks and report are made from, so that a run there finds `../figures` and the
 rest as in nbs/, and changes nothing that git tracks. A notebook that has run there runs again only when its key has
 changed: its code cells, the package's modules, the tools that run it, the versions of all that is installed, the data
 that it reads, and what came out of the notebooks that it waits for. The keys are kept in build/runs.json.
@@ -8,7 +9,7 @@ that it reads, and what came out of the notebooks that it waits for. The keys ar
 The order follows from the notebooks themselves. SHARED names what some of them make and others take; the first in
 reading order whose code has such a word make it, and the others wait for these. For networks that are trained once it
 is the first two, since they may begin with different ones (if not, a lock lets one of them wait); later ones would only
-wait there. The index waits for all chapters. Everything else can run side by side.
+wait there. Everything else can run side by side.
 """
 import hashlib
 import json
@@ -43,13 +44,14 @@ def makers(root=cells.ROOT):
 def waits(root=cells.ROOT):
     """{notebook: those that it waits for}, in reading order."""
     makes, texts = makers(root)
-    found = {path: [other for word in SHARED if word in text and path not in makes[word] for other in makes[word]]
+    found = {path: {other for word in SHARED if word in text and path not in makes[word] for other in makes[word]}
              for path, text in texts.items()}
-    index = Path(root, "nbs", "index.ipynb")
-    if index in found:
-        found[index] = [path for path in texts if path != index and (
-            cells.chapter(cells.name_of(path, root)) or path in found[index])]
-    return {path: list(dict.fromkeys(others)) for path, others in found.items()}
+    return {path: [other for other in texts if other in others] for path, others in found.items()}
+
+
+def printed(root=cells.ROOT):
+    """The notebooks that the report is made of: all but rooms."""
+    return [path for path in cells.notebooks(root) if path.parent == Path(root, "nbs")]
 
 
 def with_waited_for(paths, root=cells.ROOT):

@@ -1,7 +1,8 @@
 """Execute notebooks and clean them: `python -m report.run [NOTEBOOK ...]` (all, if none is given).
 
-They run in place, or with --build in build/, where those that have not changed since their last run there are passed
-over (report/plan.py). Notebooks that do not wait for one another run side by side, as many as there are cores.
+They run in place, or with --build in build/, where rooms, and those that have not changed since their last run there,
+are passed over (report/plan.py). Notebooks that do not wait for one another run side by side, as many as there are
+cores; those that train what others wait for go before.
 
 Figures are drawn twice: the PNG is stored in the notebook, the same figure as vectors goes to build/vector/ (not kept
 in git) for report.pdf, under a name made from the PNG's content, so that the two cannot be mixed up. A cell with a
@@ -116,13 +117,16 @@ def store(nb, path, root):
     return True
 
 
-async def execute(path, flags=(), root=cells.ROOT, threads=1):
-    """Execute the notebook at `path` in place; True if its file changed. A failure leaves the file as it was."""
+async def execute(path, flags=(), root=cells.ROOT, threads=1, ahead=True):
+    """Execute the notebook at `path` in place; True if its file changed. A failure leaves the file as it was.
+
+    If it is not to go `ahead` of others, its kernel leaves the processor to theirs where these can use it."""
     nb = cells.read(path)
     client = Client(nb, flags, timeout=None, record_timing=False, kernel_name="python3",
                     extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}})
     try:
-        await client.async_execute(env={"OMP_NUM_THREADS": str(threads), **os.environ})
+        await client.async_execute(env={"OMP_NUM_THREADS": str(threads), **os.environ},
+                                   preexec_fn=None if ahead or os.name == "nt" else lambda: os.nice(5))
     except (CellControlSignal, DeadKernelError) as err:
         cell = nb.cells[client.at]
         raise click.ClickException(f"{path}: cell {client.at} (id {cell.get('id')}) failed\n\n"
@@ -134,7 +138,7 @@ async def execute(path, flags=(), root=cells.ROOT, threads=1):
     return store(nb, path, root)
 
 
-async def execute_in_build(path, flags, root, threads):
+async def execute_in_build(path, flags, root, threads, ahead):
     """Execute in build/ the notebook at `path`, unless this has been done; how that went, in words."""
     build = Path(root, "build")
     copy, key = build / path.relative_to(root), plan.key(path, root)
@@ -144,7 +148,7 @@ async def execute_in_build(path, flags, root, threads):
     plan.remember(path, None, root)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(path.read_bytes())
-    await execute(copy, flags, build, threads)
+    await execute(copy, flags, build, threads, ahead)
     plan.remember(path, None if flags else key, root)  # with cells left out it is not done
     return "run"
 
@@ -194,18 +198,18 @@ def available_cores():
 @click.option("--skip", multiple=True, metavar="FLAG", help="Pass over cells marked `#| FLAG`, e.g. --skip slow.")
 @click.option("--root", default=cells.ROOT, type=click.Path(file_okay=False, path_type=Path), help="Project folder.")
 def main(paths, build, skip, root):
-    """Execute PATHS (all notebooks if none is given) and clean them."""
+    """Execute PATHS and clean them; if none is given, all notebooks, or with --build those of the report."""
     root = root.resolve()
-    chosen = [path.resolve() for path in paths] or cells.notebooks(root)
+    chosen = [path.resolve() for path in paths] or (plan.printed if build else cells.notebooks)(root)
     chosen = plan.with_waited_for(chosen, root) if build else chosen
     waits = {path: [other for other in plan.waits(root).get(path, ()) if other in chosen] for path in chosen}
 
     async def job(path, threads):
         start = time.perf_counter()
         if build:
-            how = await execute_in_build(path, skip, root, threads)
+            how = await execute_in_build(path, skip, root, threads, path in trains)
         else:
-            how = "written" if await execute(path, skip, root, threads) else "as stored"
+            how = "written" if await execute(path, skip, root, threads, path in trains) else "as stored"
         click.echo(f"{cells.name_of(path, root):30} {time.perf_counter() - start:6.1f} s  {how}")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -20,7 +21,7 @@ from report import cells, check, headlines, plan, run
 ROOT = Path(__file__).resolve().parent.parent
 TRAINS = """import os
 def kept(): print(os.environ["OMP_NUM_THREADS"], os.environ["VAE_GMM_KEPT"])
-kept()"""
+kept(), os.nice(0)"""
 RESULTS = """import json
 from pathlib import Path
 OUT = Path("..", "figures")
@@ -45,8 +46,8 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-NAMES = ("01_data.ipynb", "04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb", "rooms/files.ipynb",
-         "index.ipynb")
+NAMES = "01_data.ipynb", "04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb", "index.ipynb"
+ROOM = "rooms/files.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def original(tmp_path_factory):
     (root / "vae_gmm" / "data.py").write_text("x = 1\n")
     (root / "figures" / "experiments.json").write_text('{"share": 0.9}')
     (root / "figures" / "results.json").write_text('{"test": {"accuracy": 0.5}}')
-    write(root / "nbs" / "01_data.ipynb", "1 + 1")
+    write(root / "nbs" / "01_data.ipynb", "import os\n1 + 1, os.nice(0)")
     write(root / "nbs" / "04_training.ipynb", TRAINS)
     write(root / "nbs" / "05_classifier.ipynb", TRAINS)
     write(root / "nbs" / "06_results.ipynb", "def kept(): pass\nkept()", RESULTS)
@@ -105,32 +106,36 @@ def to_run(root):
 
 def test_a_run_in_build_changes_nothing_that_git_tracks(original):
     root, before, after, ran = original
-    assert ran == dict.fromkeys(NAMES, "run")
+    assert ran == dict.fromkeys(NAMES, "run")  # rooms are not printed
     assert after == before
     assert json.loads((root / "build" / "figures" / "results.json").read_text()) == {"test": {"accuracy": 0.9}}
     assert '0.9}} True' in built(root, "index.ipynb")  # of this run
     assert json.dumps(str(root / "build" / "kept"))[1:-1] in built(root, "04_training.ipynb")
+    here = os.nice(0) if os.name != "nt" else 0
+    assert f"(None, {here})" in built(root, "04_training.ipynb")  # others wait for it, and so it goes before
+    assert os.name == "nt" or f"(2, {min(here + 5, 19)})" in built(root, "01_data.ipynb")
 
 
 def test_what_is_unchanged_does_not_run_again(project):
-    edit(project / "nbs" / "01_data.ipynb", "# Title", "# Another title")  # text does not run
-    edit(project / "nbs" / "rooms" / "files.ipynb", "a room", "another room")
+    edit(project / "nbs" / "05_classifier.ipynb", "# Title", "# Another title")  # text does not run
+    edit(project / "nbs" / "01_data.ipynb", "1 + 1", "1 + 2")
+    edit(project / "nbs" / ROOM, "a room", "another room")
     ran, _ = report_run(project, "--build")
-    assert ran == {**dict.fromkeys(NAMES, "unchanged"), "rooms/files.ipynb": "run"}
-    copy = (project / "build" / "nbs" / "01_data.ipynb").read_text()
-    assert "Another title" in copy and '"2"' in copy
+    assert ran == {**dict.fromkeys(NAMES, "unchanged"), "01_data.ipynb": "run"}
+    copy = (project / "build" / "nbs" / "05_classifier.ipynb").read_text()
+    assert "Another title" in copy and '"(None, ' in copy and '"(3, ' in built(project, "01_data.ipynb")
     assert to_run(project) == set()
 
 
 CHANGES = {
-    "the code of a room": ("nbs/rooms/files.ipynb", "a room", "another room", {"rooms/files.ipynb"}),
+    "the code of a chapter": ("nbs/01_data.ipynb", "1 + 1", "1 + 2", {"01_data.ipynb"}),
     "a module": ("vae_gmm/data.py", "1", "2", set(NAMES)),
     "data that any may read": ("figures/experiments.json", "0.9", "0.8", set(NAMES)),
     "a file that one names": ("Makefile", "help:", "help :", {"index.ipynb"}),
     "results that one writes and another reads": ("build/figures/results.json", "0.9", "0.8", {"index.ipynb"}),
     "the published results": ("figures/results.json", "0.5", "0.6", set()),
     "what came out of one that others wait for": (
-        "build/nbs/04_training.ipynb", "stdout", "stderr", {"06_results.ipynb", "index.ipynb"}),
+        "build/nbs/04_training.ipynb", "stdout", "stderr", {"06_results.ipynb"}),
     "a text": ("nbs/index.ipynb", "# Title", "# Another", set()),
     "the keys themselves": ("build/runs.json", "{", "", set(NAMES))}
 
@@ -166,16 +171,16 @@ def test_a_notebook_by_name_brings_what_it_waits_for(project):
     shutil.rmtree(project / "build")
     (project / "build" / "nbs").mkdir(parents=True)
     (project / "build" / "nbs" / "07_gone.ipynb").write_text("{}")
-    ran, _ = report_run(project, "--build", project / "nbs" / "06_results.ipynb")
-    names = ["04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb"]
+    ran, _ = report_run(project, "--build", project / "nbs" / "06_results.ipynb", project / "nbs" / ROOM)
+    names = ["04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb", ROOM]
     assert ran == dict.fromkeys(names, "run")
-    assert sorted(p.name for p in (project / "build" / "nbs").iterdir()) == names
+    assert [cells.name_of(p, project / "build") for p in cells.notebooks(project / "build")] == names
 
 
 def test_cells_left_out_are_not_taken_for_done(project):
-    edit(project / "nbs" / "01_data.ipynb", "1 + 1", "#| slow\\n1 + 1")
+    edit(project / "nbs" / "01_data.ipynb", "import os", "#| slow\\nimport os")
     ran, _ = report_run(project, "--build", "--skip", "slow", project / "nbs" / "01_data.ipynb")
-    assert ran == {"01_data.ipynb": "run"} and '"2"' not in built(project, "01_data.ipynb")
+    assert ran == {"01_data.ipynb": "run"} and '"(2, ' not in built(project, "01_data.ipynb")
     assert "01_data.ipynb" in to_run(project)
 
 
@@ -189,19 +194,30 @@ def test_in_place_notebooks_store_what_they_show_and_write_figures(project):
     assert json.dumps(str(nbs / "mine"))[1:-1] in (nbs / "04_training.ipynb").read_text()
 
 
+def test_in_place_rooms_run_too(project, monkeypatch):
+    ran = []
+
+    async def execute(path, *_):
+        ran.append(cells.name_of(path, project))
+
+    monkeypatch.setattr(run, "execute", execute)
+    with mock.patch.dict(os.environ):
+        assert CliRunner().invoke(run.main, ["--root", str(project)]).exit_code == 0
+    assert sorted(ran) == sorted([*NAMES, ROOM])
+
+
 def test_the_order_follows_from_what_notebooks_share(project):
     names = {cells.name_of(path, project): [cells.name_of(other, project) for other in others]
              for path, others in plan.waits(project).items()}
     assert names == {
         "01_data.ipynb": [], "04_training.ipynb": [], "05_classifier.ipynb": [],
-        "06_results.ipynb": ["04_training.ipynb", "05_classifier.ipynb"], "rooms/files.ipynb": [],
-        "index.ipynb": ["01_data.ipynb", "04_training.ipynb", "05_classifier.ipynb", "06_results.ipynb"]}
+        "06_results.ipynb": ["04_training.ipynb", "05_classifier.ipynb"], ROOM: [], "index.ipynb": ["06_results.ipynb"]}
 
 
 def test_this_reports_results_are_written_before_they_are_read():
     waits = {cells.name_of(path): {cells.name_of(other) for other in others} for path, others in plan.waits().items()}
     assert [cells.name_of(path) for path in plan.makers()[0]["results.json"]] == ["06_results.ipynb"]
-    assert {f"{n:02}" for n in range(1, 7)} <= {name[:2] for name in waits["index.ipynb"]}
+    assert "06_results.ipynb" in waits["index.ipynb"]  # which shows its story.png, too
     order = list(waits)
     assert all(order.index(other) < order.index(name) for name, others in waits.items() for other in others)
 
