@@ -1,8 +1,8 @@
 """The notebooks as one Markdown text, and their pictures as files: the first step of report/build.py.
 
 What is printed of a notebook:
-- its text, except cells tagged `no-pdf` or `solution`; on a cell that begins with a heading, `no-pdf` leaves out the
-  whole section;
+- its text, except cells tagged `no-pdf`; on a cell that begins with a heading, `no-pdf` leaves out the whole section;
+- at the end, in small letters, the exercises of all chapters and the text of their solutions;
 - figures (`#| label: fig-x` and `#| fig-cap:`) and tables (`#| label: tbl-x` and `#| tbl-cap:`) of cells that are
   neither hidden (`#| hide`) nor tagged `no-pdf`;
 - code that carries out an equation (a line that is no assertion and says `# eq. (`) and code tagged `pdf`, with what
@@ -30,7 +30,7 @@ PLACEHOLDER = (b'<svg xmlns="http://www.w3.org/2000/svg" width="400" height="160
                b'<rect width="400" height="160" fill="#ddd"/></svg>')
 TABLES = "markdown-simple_tables-multiline_tables-grid_tables"  # how those in HTML are read: as pipe tables
 ASSERTION = re.compile(r"\s*(assert\b|test_\w+\(|(np|torch)\.testing\.|with (pytest\.raises|ExceptionExpected))")
-# How a notebook speaks of a figure or table beside the text; in the report, where figures float, by its number.
+# How a notebook speaks of a figure or table beside the text; in the report, which may turn the page, by its number.
 POINTER = re.compile(r"\b[Tt]he (?:(?P<on>next|following) (?:figure|table)|last (?:figure|table)|"
                      r"(?:figure|table) (?:(?P<below>below)|above))\b|\b(?P<nearest>The figure)(?= \w+s\b)")
 
@@ -144,13 +144,13 @@ class Notebook:
     def markdown(self, keep=lambda cell: True, **attributes):
         """The cells for which `keep(cell)` holds as one Markdown text, each in a division that says where it is."""
         parts = []  # [at, "markdown" or the label of the figure or table that the cell has, Markdown]
-        unwanted = {"no-pdf"} if self.meta["html"] else {"no-pdf", "html", "solution"}
+        unwanted = {"no-pdf"} if self.meta["html"] else {"no-pdf", "html"}
         left_out = 7  # level of the heading whose section is left out; 7 is none
         for cell in cells.read(self.path).cells:
             at = f"{self.path.name} cell {cell.id}"
             heading = re.match(r"(#+) +(.*)", cell.source) if cell.cell_type == "markdown" else None
             if heading and len(heading[1]) <= left_out:
-                listed = heading[2].strip() in self.meta.get("leave-out", []) and not self.meta["html"]
+                listed = heading[2].strip() in self.meta["leave-out"] and not self.meta["html"]
                 whole = len(heading[1]) > 1 and "no-pdf" in cells.tags(cell)
                 left_out = len(heading[1]) if listed or whole else 7
             if left_out < 7 or cell.cell_type == "raw" or cells.tags(cell) & unwanted or not keep(cell):
@@ -182,9 +182,26 @@ def point_to_figures(parts):
             part[2] = POINTER.sub(name, part[2])
 
 
+def small(parts):
+    """Parts of the Markdown that the PDF prints in small letters."""
+    return [fenced("#small[", "{=typst}"), *parts, fenced("]", "{=typst}")]
+
+
+def exercise(cell):
+    """Whether a cell has exercises or a solution, which the PDF prints at its end."""
+    return cell.source.startswith("## Exercises") or "solution" in cells.tags(cell)
+
+
+def at_the_end(words, number):
+    """Exercises and solutions of chapter `number` without the code that tests them, for the end of the PDF."""
+    words = re.sub(r"^## Exercises", f"## Chapter {number} {{.unnumbered .unlisted}}", words, flags=re.M)
+    words = re.sub(r":?\n+```python\n.*?\n```", lambda m: "." * (m[0][0] == ":"), words, flags=re.S)
+    return re.sub(r"^<details><summary>(.*?)</summary>\n+|^</details>", lambda m: m[1] and f"*{m[1]}.* ", words, flags=re.M)
+
+
 def markdown(meta, root, folder, only=None):
     """The whole report as Markdown: introduction, chapters, what stands at the end."""
-    nbs, parts, end = Path(root, "nbs"), [], []
+    nbs, parts, end, exercises = Path(root, "nbs"), [], [], []
     index = nbs / "index.ipynb"
     if only is None and index.exists():
         intro, back = (Notebook(index, folder, root, meta).markdown(lambda cell: tag in cells.tags(cell))
@@ -202,5 +219,8 @@ def markdown(meta, root, folder, only=None):
         if not path.exists():
             raise BuildError("report/metadata.yaml", f"chapter {name}: {path} does not exist")
         number = cells.chapter(path.name) or number
-        parts.append(Notebook(path, folder, root, meta).markdown(chapter=name, number=number))
-    return "\n\n".join([*parts, *end, "# References {.unnumbered}\n\n::: {#refs}\n:::\n"])
+        notebook = Notebook(path, folder, root, meta)
+        parts.append(notebook.markdown(lambda cell: meta["html"] or not exercise(cell), chapter=name, number=number))
+        if not meta["html"]: exercises.append(at_the_end(notebook.markdown(exercise), number))
+    if any(exercises): parts += ["# Exercises and solutions {.unnumbered}", *small(exercises)]
+    return "\n\n".join([*parts, *end, "# References {.unnumbered}", *small(["::: {#refs}\n:::"])]) + "\n"

@@ -80,7 +80,6 @@ class Filter:
         self.authors, self.formulas = authors, formulas
         self.counts, self.labels = Counter(), {}  # {label: (where it stands, Figure 3)}
         self.figures = []  # of each, its label and the first sentence of its caption
-        self.begun = set()  # notebooks that have had a figure
 
     def apply(self, document):
         return document.walk(self.shape).walk(self.link)
@@ -92,10 +91,6 @@ class Filter:
             return self.picture(element)
         elif isinstance(element, pf.Figure):
             self.number(element)
-            if not self.html and place(element).split(" ")[0] not in self.begun:  # not above its chapter's title
-                self.begun.add(place(element).split(" ")[0])
-                return [typst("#[#show figure: set figure(placement: none)", pf.RawBlock), element,
-                        typst("]", pf.RawBlock)]
         elif isinstance(element, pf.Table):
             align_numbers(element)
             self.number(element)
@@ -179,7 +174,7 @@ class Filter:
                 return pf.Para(link, pf.Space, pf.Str(sentence))
             return pf.Para(typst(f"#listed(<{label}>)["), pf.Str(sentence), typst("]"))
         lines = [words(label, sentence) for label, sentence in self.figures]
-        return lines if self.html else [typst("#balanced(1.6em)[", pf.RawBlock), *lines, typst("]", pf.RawBlock)]
+        return lines if self.html else [typst("#small[", pf.RawBlock), *lines, typst("]", pf.RawBlock)]
 
     def target(self, link):
         """Links between notebooks become links between chapters; to other files of the project, plain text."""

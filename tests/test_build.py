@@ -311,8 +311,8 @@ def test_the_report_has_its_parts_and_the_same_bytes_again(project):
     assert "return x ** 0.5  # eq. (1.1)" in text
     assert "A section that stays" in text
     assert text.index("A section that stays") < text.index("[Letters]") < text.index("#listed(<fig-dot>)")
-    for hidden in ("Not for print", "For the screen", "left out", "Nor", "It is two", "assert", "plot()", "table()",
-                   "nbdev"):
+    assert text.index("A section that stays") < text.index("It is two") < text.index("[Letters]")  # solutions
+    for hidden in ("Not for print", "For the screen", "left out", "Nor", "assert", "plot()", "table()", "nbdev"):
         assert hidden not in text
     assert "Auto-Encoding Variational Bayes" in text
     assert "Kingma and Welling \\(#link(<ref-kingma2014>)[2014])" in text  # a name in the text is not said again
