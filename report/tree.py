@@ -68,6 +68,13 @@ def align_numbers(table):
             cell.alignment = "AlignDefault"
 
 
+def together(block, following):
+    """A block, held to the formula or the code that it leads up to."""
+    formula = isinstance(following, pf.Para) and getattr(following.content[0], "text", "").startswith("#display-math")
+    leads = isinstance(block, pf.Para) and (formula or isinstance(following, pf.CodeBlock))
+    return [typst("#lead-up[", pf.RawBlock), block, typst("]", pf.RawBlock)] if leads else [block]
+
+
 class Filter:
     """What makes pandoc's tree of the whole report one that a writer of pandoc can set.
 
@@ -82,7 +89,11 @@ class Filter:
         self.figures = []  # of each, its label and the first sentence of its caption
 
     def apply(self, document):
-        return document.walk(self.shape).walk(self.link)
+        document = document.walk(self.shape).walk(self.link)
+        if not self.html:
+            document.content = [part for pair in zip(document.content, [*document.content[1:], None])
+                                for part in together(*pair)]
+        return document
 
     def shape(self, element, document):
         if isinstance(element, pf.Math):

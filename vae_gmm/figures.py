@@ -306,7 +306,7 @@ def misclassified(images, true, predicted,  # n images, right and wrong, with th
     if len(wrong):
         sns.scatterplot(x=z[wrong, 0], y=z[wrong, 1], ax=ax, s=20, edgecolor=INK, lw=0.7, **_by_label(true[wrong]))
     ax.legend(handles=handles, title="true digit", handletextpad=0, columnspacing=0.8, ncols=len(handles),
-              loc="upper center", bbox_to_anchor=(0.5, -0.15))
+              loc="upper center", bbox_to_anchor=(0.5, -0.23))
     ax.set(title="where they lie (outlined)", xlabel=axes[0], ylabel=axes[1])
     return fig
 

@@ -61,15 +61,8 @@ def decoded(vae, z, batch_size=512):
         vae.train(mode)
 
 # %% ../nbs/07_uses.ipynb #07a0000d
-def log_evidence(
-    vae,
-    mixture,  # the prior, a Mixture; N(0, I) is one of a single component
-    images,  # n of them, in any usual form
-    draws=100,  # of z, for each image
-    widen=1.0,  # times as wide as the guess is the normal distribution that they are from
-    seed=0,
-):
-    "The bound and the estimate of log p(x), eqs. (7.6) and (7.7), each (n,), in nats."
+def log_weights(vae, mixture, images, draws, widen, seed):
+    "Logarithms of the weights of eq. (7.5), (draws, n); the arguments of `log_evidence`."
     draws, seed = argument(draws, "draws", low=1), argument(seed, "seed")
     x, _ = seen(vae, images)
     (mu, logvar), x = (a.double() for a in posterior(vae, x)), x.cpu().double()
@@ -79,8 +72,19 @@ def log_evidence(
         z = mu + sigma * eps
         log_q = -(0.5 * math.log(2 * math.pi) + sigma.log() + 0.5 * eps**2).sum(1)
         log_w.append(e_step(z, *mixture)[1] - reconstruction_loss(decoded(vae, z), x) - log_q)  # eq. (7.5)
-    log_w = torch.stack(log_w)
-    return log_w.mean(0).numpy(), (log_w.logsumexp(0) - math.log(draws)).numpy()  # eqs. (7.6) and (7.7)
+    return torch.stack(log_w)
+
+def log_evidence(
+    vae,
+    mixture,  # the prior, a Mixture; N(0, I) is one of a single component
+    images,  # n of them, in any usual form
+    draws=100,  # of z, for each image
+    widen=1.0,  # times as wide as the guess is the normal distribution that they are from
+    seed=0,
+):
+    "The bound and the estimate of log p(x), eqs. (7.6) and (7.7), each (n,), in nats."
+    log_w = log_weights(vae, mixture, images, draws, widen, seed)
+    return log_w.mean(0).numpy(), (log_w.logsumexp(0) - math.log(len(log_w))).numpy()  # eqs. (7.6) and (7.7)
 
 # %% ../nbs/07_uses.ipynb #07a0001a
 class Surprise(NamedTuple):
