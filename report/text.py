@@ -196,7 +196,8 @@ def at_the_end(words, number):
     """Exercises and solutions of chapter `number` without the code that tests them, for the end of the PDF."""
     words = re.sub(r"^## Exercises", f"## Chapter {number} {{.unnumbered .unlisted}}", words, flags=re.M)
     words = re.sub(r":?\n+```python\n.*?\n```", lambda m: "." * (m[0][0] == ":"), words, flags=re.S)
-    return re.sub(r"^<details><summary>(.*?)</summary>\n+|^</details>", lambda m: m[1] and f"*{m[1]}.* ", words, flags=re.M)
+    titles = r"^<details><summary>(.*?)</summary>\n+|^</details>"
+    return re.sub(titles, lambda m: f"*{m[1]}.* " if m[1] else "", words, flags=re.M)
 
 
 def markdown(meta, root, folder, only=None):

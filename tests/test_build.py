@@ -607,4 +607,4 @@ def test_this_report_can_be_printed(tmp_path):
     marks = json.loads(typst.query(str(tmp_path / "source" / "report.typ"), "metadata", ignore_system_fonts=True))
     listed, captions = ([mark["value"] for mark in marks if mark.get("label") == f"<{name}>"]
                         for name in ("listed", "caption"))
-    assert listed == captions and len(listed) > 30  # of each figure, its number and the page on which its caption stands
+    assert listed == captions and len(listed) > 30  # of each figure, its number and the page of its caption
