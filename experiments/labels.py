@@ -85,7 +85,7 @@ def stage_one(digits, seed, X, y):
 def stage_two(clf, X, X_lab, y_lab, seed, label_weight):
     """The same classifier after stage two, for which it may use labels."""
     clf, device = copy.deepcopy(clf), torch.device(runs.DEVICE)
-    config = TrainConfig.fast(seed=seed, beta_warmup=0, label_weight=label_weight)  # the warm-up was in stage one
+    config = TrainConfig.fast(len(X), seed=seed, beta_warmup=0, label_weight=label_weight)  # warmed up in stage one
     prior = MixturePrior(len(np.unique(y_lab)), config.equal_weights, config.shrinkage)
     few, x = Labelled(upright(X_lab), y_lab, name_components) if label_weight else None, upright(X).to(device)
     with seeded(seed, device), products(config.precision, device) as precision, torch.inference_mode(False):

@@ -45,7 +45,8 @@ def of_digits(images, labels, digits=DIGITS):
 
 def trained(seed, images, changes={}, **arguments):
     """A classifier trained on a draw's images as `draw` gives them, with changes of the recipe; kept from earlier."""
-    clf = VAEGMM(config=TrainConfig.fast(**changes) if changes else None, random_state=seed, device=DEVICE, **arguments)
+    config = TrainConfig.fast(len(images[0]), **changes) if changes else None
+    clf = VAEGMM(config=config, random_state=seed, device=DEVICE, **arguments)
     with kept(clf, images[0]) as path:
         return clf.fit_labelled(*images, checkpoint=path, resume=True)
 
