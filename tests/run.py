@@ -6,6 +6,7 @@ cores, each on one thread: two processes of one thread do more than one of two. 
 together so that the parts take about as long as one another, by the seconds of the last run (build/tests.json), the
 first time by those of a run that tests/seconds.json keeps, or by size. Notebooks that train what others take begin, so
 that these wait as little as possible; the other parts follow, the longest first, so that no core is idle at the end.
+Those of nbdev_test are short, and forked from one process that has loaded the libraries (tests/notebooks.py).
 
 All stages run, whatever the others found. The last line is `N passed, N failed` (and `, N skipped`), and the exit
 status is not zero if anything failed.
@@ -48,10 +49,19 @@ def sync(tmp, folder):
     return counted(Counter(json.loads(out.read_text())) if out.exists() else Counter(), status), said
 
 
-def nbdev_test(tmp, folder, notebook):
+def nbdev_test(tmp, folder, *notebooks):
     """every notebook runs (one count for each)"""
-    status, said = run(folder, Path(sys.executable).with_name("nbdev_test"), "--path", notebook)
-    return Counter({"failed" if status else "passed": 1}), said
+    out = Path(folder, "notebooks.json")
+    if hasattr(os, "fork"):
+        _, said = run(folder, "tests/notebooks.py", out, *notebooks)
+        done = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    else:
+        command, start = Path(sys.executable).with_name("nbdev_test"), time.perf_counter()
+        ends = {path: run(folder, command, "--path", path) for path in notebooks}
+        each = (time.perf_counter() - start) / len(ends)
+        done, said = {path: (status, each) for path, (status, _) in ends.items()}, "".join(s for _, s in ends.values())
+    Path(folder, "seconds.json").write_text(json.dumps({name_of(path): end[1] for path, end in done.items()}))
+    return Counter("failed" if done.get(path, [1])[0] else "passed" for path in notebooks), said
 
 
 def nbval(tmp, folder, *notebooks):
@@ -113,16 +123,21 @@ def parts(cores, times):
     notebooks = [path.relative_to(ROOT).as_posix() for path in cells.notebooks(ROOT)]
     files = sorted(path.relative_to(ROOT).as_posix() for path in Path(ROOT, "tests").glob("test_*.py"))
     trains = [path.relative_to(ROOT).as_posix() for path in plan.makers(ROOT)[0]["kept("]]
-    others = sorted(set(notebooks) - set(trains), key=lambda path: -times.get("nbdev_test", {}).get(path, 0))
+    others = [path for path in notebooks if path not in trains]
     return [*((nbdev_test, [path]) for path in trains),
             *((tests, each) for each in shared_out(files, times.get("tests", {}), cores)),
             *((nbval, each) for each in shared_out(notebooks, times.get("nbval", {}), cores)),
-            *((nbdev_test, [path]) for path in others), (sync, [])]
+            *((nbdev_test, each) for each in shared_out(others, times.get("nbdev_test", {}), 2 * cores)), (sync, [])]
+
+
+def name_of(path):
+    """What pytest calls a file in its report."""
+    return path.removesuffix(".py").replace("/", ".")
 
 
 def files_of(names, files):
-    """{file: seconds} from {name of a test's module: seconds}, as pytest has them in its report."""
-    return {path: names.get(path.removesuffix(".py").replace("/", "."), 0) for path in files}
+    """{file: seconds} from {name of a file: seconds}."""
+    return {path: names.get(name_of(path), 0) for path in files}
 
 
 def carry_out(part, tmp):

@@ -363,7 +363,7 @@ def test_every_notebook_and_every_file_of_tests_is_in_one_part_of_each_stage(sui
     stages = {stage: [each for other, each in parts if other is stage] for stage in suite.STAGES}
     found = {stage: sorted(path for each in lists for path in each) for stage, lists in stages.items()}
     assert found == {suite.sync: [], suite.nbdev_test: notebooks, suite.nbval: notebooks, suite.tests: files}
-    assert stages[suite.sync] == [[]] and all(len(each) == 1 for each in stages[suite.nbdev_test])
+    assert stages[suite.sync] == [[]]
     assert len(stages[suite.nbval]) == len(stages[suite.tests]) == cores
     trains = [path.relative_to(ROOT).as_posix() for path in plan.makers()[0]["kept("]]
     assert parts[:len(trains)] == [(suite.nbdev_test, [path]) for path in trains]
@@ -386,6 +386,23 @@ def test_parts_take_about_as_long_as_one_another(suite):
     assert sorted(sum(suite.shared_out(files, {}, 3), [])) == files
     by_name = suite.files_of({"tests.test_a": 1.5, "nbs.rooms.b.ipynb": 2.0}, ["tests/test_a.py", "nbs/rooms/b.ipynb"])
     assert by_name == {"tests/test_a.py": 1.5, "nbs/rooms/b.ipynb": 2.0}
+
+
+def test_notebooks_run_apart_and_each_counts(suite, tmp_path, capsys):
+    """What one does to its libraries, its folder or its process, another does not see; nor if one ends its process."""
+    spoil = "import builtins, os, numpy, torch\nnumpy.spoilt = builtins.spoilt = os.environ['SPOILT'] = '1'\n"
+    sound = "import os, sys, numpy, torch\nassert not hasattr(numpy, 'spoilt') and 'SPOILT' not in os.environ\n" \
+            "assert torch.get_default_dtype() == torch.float32 and 'vae_gmm' not in sys.modules\ntry: spoilt\n" \
+            "except NameError: pass\nelse: 1 / 0"
+    sources = dict(a=spoil + "torch.set_default_dtype(torch.float64)", b=sound, c="raise ValueError('bad')",
+                   d="import os\nos._exit(3)", e=sound, f="#| slow\n1 / 0", g="import nbdev; nbdev.nbdev_export(1, 2)")
+    for name, source in sources.items():
+        write(tmp_path / f"{name}.ipynb", source)
+    files = [str(tmp_path / f"{name}.ipynb") for name in sources]
+    stage, count, _, seconds = suite.carry_out((suite.nbdev_test, files), tmp_path)
+    said = capsys.readouterr().out
+    assert stage is suite.nbdev_test and count == {"passed": 5, "failed": 2}, said
+    assert "ValueError: bad" in said and "c.ipynb" in said and list(seconds) == files and min(seconds.values()) > 0
 
 
 def test_a_stage_that_ends_badly_counts_as_a_failure(suite, tmp_path, capsys):
