@@ -182,16 +182,6 @@ def point_to_figures(parts):
             part[2] = POINTER.sub(name, part[2])
 
 
-def small(parts):
-    """Parts of the Markdown that the PDF prints in small letters."""
-    return [fenced("#small[", "{=typst}"), *parts, fenced("]", "{=typst}")]
-
-
-def exercise(cell):
-    """Whether a cell has exercises or a solution, which the PDF prints at its end."""
-    return cell.source.startswith("## Exercises") or "solution" in cells.tags(cell)
-
-
 def at_the_end(words, number):
     """Exercises and solutions of chapter `number` without the code that tests them, for the end of the PDF."""
     words = re.sub(r"^## Exercises", f"## Chapter {number} {{.unnumbered .unlisted}}", words, flags=re.M)
@@ -202,6 +192,7 @@ def at_the_end(words, number):
 
 def markdown(meta, root, folder, only=None):
     """The whole report as Markdown: introduction, chapters, what stands at the end."""
+    def exercise(cell): return cell.source.startswith("## Exercises") or "solution" in cells.tags(cell)
     nbs, parts, end, exercises = Path(root, "nbs"), [], [], []
     index = nbs / "index.ipynb"
     if only is None and index.exists():
@@ -212,7 +203,7 @@ def markdown(meta, root, folder, only=None):
             intro = re.sub(r"^#+ +(.+)$", r"## \1 {.unnumbered}", intro, flags=re.M)
             parts.append("# Introduction {.unnumbered}\n\n" + intro)
         end = [re.sub(r"^#+ +(.+)$", r"# \1 {.unnumbered}", back, flags=re.M),
-               "# Figures {.unnumbered}\n\n::: {#figures}\n:::"]
+               "# Figures {.unnumbered}\n\n::: {#list}\n:::"]
     for number, name in enumerate(meta["chapters"], 1):
         path = nbs / f"{name}.ipynb"
         if only is not None and name not in only:
@@ -223,5 +214,6 @@ def markdown(meta, root, folder, only=None):
         notebook = Notebook(path, folder, root, meta)
         parts.append(notebook.markdown(lambda cell: meta["html"] or not exercise(cell), chapter=name, number=number))
         if not meta["html"]: exercises.append(at_the_end(notebook.markdown(exercise), number))
-    if any(exercises): parts += ["# Exercises and solutions {.unnumbered}", *small(exercises)]
-    return "\n\n".join([*parts, *end, "# References {.unnumbered}", *small(["::: {#refs}\n:::"])]) + "\n"
+    if any(exercises):
+        parts += ["# Exercises and solutions {.unnumbered}\n\n::: {#exercises}", *exercises, ":::"]
+    return "\n\n".join([*parts, *end, "# References {.unnumbered}\n\n::: {#refs}\n:::\n"])

@@ -68,13 +68,6 @@ def align_numbers(table):
             cell.alignment = "AlignDefault"
 
 
-def together(block, following):
-    """A block, held to the formula or the code that it leads up to."""
-    formula = isinstance(following, pf.Para) and getattr(following.content[0], "text", "").startswith("#display-math")
-    leads = isinstance(block, pf.Para) and (formula or isinstance(following, pf.CodeBlock))
-    return [typst("#lead-up[", pf.RawBlock), block, typst("]", pf.RawBlock)] if leads else [block]
-
-
 class Filter:
     """What makes pandoc's tree of the whole report one that a writer of pandoc can set.
 
@@ -90,10 +83,7 @@ class Filter:
 
     def apply(self, document):
         document = document.walk(self.shape).walk(self.link)
-        if not self.html:
-            document.content = [part for pair in zip(document.content, [*document.content[1:], None])
-                                for part in together(*pair)]
-        return document
+        return document if self.html else document.walk(self.keep)
 
     def shape(self, element, document):
         if isinstance(element, pf.Math):
@@ -171,10 +161,18 @@ class Filter:
             return self.target(element)
         if isinstance(element, pf.Cite):
             return self.cite(element)
-        if isinstance(element, pf.Div) and element.identifier == "figures":
-            return self.list_of_figures()
+        if isinstance(element, pf.Div) and element.identifier == "list":
+            element.content = self.list_of_figures()
         if isinstance(element, pf.Div) and "cell" in element.classes:
             return list(element.content)
+        return None
+
+    def keep(self, element, document):
+        """A paragraph stays with the formula or the code that it leads up to."""
+        after = element.next if isinstance(element, pf.Para) else None
+        formula = isinstance(after, pf.Para) and getattr(after.content[0], "text", "").startswith("#display-math")
+        if formula or isinstance(after, pf.CodeBlock):
+            return [typst("#lead-up[", pf.RawBlock), element, typst("]", pf.RawBlock)]
         return None
 
     def list_of_figures(self):
@@ -184,8 +182,7 @@ class Filter:
                 link = pf.Link(pf.Str(self.labels[label][1] + "."), url=f"#{label}")
                 return pf.Para(link, pf.Space, pf.Str(sentence))
             return pf.Para(typst(f"#listed(<{label}>)["), pf.Str(sentence), typst("]"))
-        lines = [words(label, sentence) for label, sentence in self.figures]
-        return lines if self.html else [typst("#small[", pf.RawBlock), *lines, typst("]", pf.RawBlock)]
+        return [words(label, sentence) for label, sentence in self.figures]
 
     def target(self, link):
         """Links between notebooks become links between chapters; to other files of the project, plain text."""
