@@ -1,10 +1,11 @@
 """What `make report` does in build/: which notebooks have to run, after which others, and on what.
 
 It runs those that report.pdf is made of, the chapters and the index, and what they wait for; rooms are not printed:
-`make test` and `make publish` run them, and `python -m report.run --build nbs/rooms/NAME.ipynb` does. build/ holds a second copy of what notebooks and report are made from, so that a run there finds `../figures` and the
-rest as in nbs/, and changes nothing that git tracks. A notebook that has run there runs again only when its key has
-changed: its code cells, the package's modules, the tools that run it, the versions of all that is installed, the data
-that it reads, and what came out of the notebooks that it waits for. The keys are kept in build/runs.json.
+`make test` and `make publish` run them, and `python -m report.run --build nbs/rooms/NAME.ipynb` does. build/ holds a
+second copy of what notebooks and report are made from, so that a run there finds `../figures` and the rest as in nbs/,
+and changes nothing that git tracks. A notebook that has run there runs again only when its key has changed: its code
+cells, the package's modules, the tools that run it, the versions of all that is installed, the data that it reads, and
+what came out of the notebooks that it waits for. The keys are kept in build/runs.json.
 
 The order follows from the notebooks themselves. SHARED names what some of them make and others take; the first in
 reading order whose code has such a word make it, and the others wait for these. For networks that are trained once it

@@ -97,16 +97,17 @@ def test_its_equations_are_those_of_chapter_3():
 
 
 @BY_SIGHT
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, DESK, PHONE])
+@pytest.mark.parametrize("width, scheme", [(1440, "dark"), (DESK, "light"), (PHONE, "dark")])
 def test_nothing_is_missing_nothing_too_wide_and_all_can_be_read(show, file, width, scheme):  # noqa: F811
     page = show(file, width, scheme)
     page.evaluate("ready.then(() => true)")
     page.locator("#digits button").first.click()
     page.locator("#em-start").click()
     page.locator("#em-e").click()
-    assert faults(page)[0] == []
-    assert page.evaluate(FAINT) == []
+    for scheme in (scheme, *{"light", "dark"} - {scheme}):  # as evening comes
+        page.emulate_media(color_scheme=scheme)
+        assert faults(page)[0] == []
+        assert page.evaluate(FAINT) == []
 
 
 FAINT = """() => {  // texts with a contrast below 4.5 to what is behind them
@@ -136,16 +137,19 @@ FAINT = """() => {  // texts with a contrast below 4.5 to what is behind them
 
 
 @BY_SIGHT
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_of_digits_stand_out(show, file, scheme):  # noqa: F811
-    page = show(file, scheme=scheme)
-    colours = page.evaluate("""() => [...Array(10).keys()].map(d => `var(--d${d})`).concat("var(--paper)").map(c => {
-        document.body.style.color = c;
-        return getComputedStyle(document.body).color.match(/\\d+/g).map(Number); })""")
-    linear = np.array(colours) / 255
-    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
-    light = linear @ (0.2126, 0.7152, 0.0722) + 0.05
-    assert (np.maximum(light[:-1], light[-1]) / np.minimum(light[:-1], light[-1]) >= 3).all()
+def test_colours_of_digits_stand_out(show, file):  # noqa: F811
+    page, papers = show(file), []
+    for scheme in "light", "dark":
+        page.emulate_media(color_scheme=scheme)
+        colours = page.evaluate("""() => [...Array(10).keys()].map(d => `var(--d${d})`).concat("var(--paper)").map(c =>{
+            document.body.style.color = c;
+            return getComputedStyle(document.body).color.match(/\\d+/g).map(Number); })""")
+        linear = np.array(colours) / 255
+        linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+        light = linear @ (0.2126, 0.7152, 0.0722) + 0.05
+        assert (np.maximum(light[:-1], light[-1]) / np.minimum(light[:-1], light[-1]) >= 3).all()
+        papers.append(light[-1])
+    assert papers[0] > 10 * papers[1]  # it was day, and night
 
 
 @BY_SIGHT
