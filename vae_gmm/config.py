@@ -74,11 +74,12 @@ class TrainConfig:
     @classmethod
     def fast(cls, n_images=None, **changes):
         """The report's recipe: small batches, one cycle of the step size, a varied pose, then a mixture as the prior,
-        for fewer epochs if there are more than 1,200 images."""
+        for fewer epochs and with less shrinkage if there are more than 1,200 images."""
+        share = 1200 / max(1200, argument(n_images, "n_images", low=1, none=True) or 0)
         recipe = cls(**dict(epochs=24, batch_size=16, schedule="onecycle", stop_patience=1000, beta_warmup=5,
-                            train_share=1.0, vary_pose=True, precision="auto", prior_epochs=1) | changes)
+                            train_share=1.0, vary_pose=True, precision="auto", prior_epochs=1,
+                            shrinkage=max(0.3, 0.6 * share)) | changes)
         if "prior_epochs" in changes: return recipe
-        share = 1200 / (argument(n_images, "n_images", low=1, none=True) or 1200)
         return replace(recipe, prior_epochs=min(recipe.epochs, max(8, round(recipe.epochs * share))))
 
 
