@@ -2,8 +2,8 @@
 
 The 3,950 unlabelled images of ten digits of a draw, ten dimensions, 24 epochs of stage one, and from there stage two in
 several ways. Only development images are read, every sixth MNIST training image outside the embedded ones: by the final
-mixture, and by five neighbours with all labels on the same latents. Ten minutes for stage one and five and more for each
-stage two on one core; `VAE_GMM_DATA` leads to MNIST.
+mixture, and by five neighbours with all labels on the same latents. Ten minutes for stage one and five and more for
+each stage two on one core; `VAE_GMM_DATA` leads to MNIST.
 """
 import copy
 import sys
