@@ -151,12 +151,15 @@ def one(digits, seed, n):
     (X, y), (X_test, y_test) = pool(digits, seed), of_digits(digits, *mnist_digits(train=False))
     first, few = stage_one(digits, seed, X, y), chosen(y, n or 5, seed, seed)
     clf = stage_two(first, X, X[few], y[few], seed, best_weight() if n else 0.0)
+    used = clf.config_
+    recipe = f"{used.epochs} + {used.prior_epochs} epochs, shrunk by {used.shrinkage:g}"
     if n == 0:
-        return dict(without_training=without_training(clf, X, y, X_test, y_test, seed), seconds=runs.seconds(clf))
+        return dict(without_training=without_training(clf, X, y, X_test, y_test, seed), seconds=runs.seconds(clf),
+                    recipe=recipe)
     epochs = max(40, -(-1000 // -(-len(few) // 32)))  # a thousand steps or more
     told = supervised(upright(X[few]), y[few], upright(X_test), y_test, seed, vary=True, epochs=epochs)
     return dict(test=clf.score(X_test, y_test), convolutional_network=told, label_weight=clf.config_.label_weight,
-                seconds=runs.seconds(clf))
+                seconds=runs.seconds(clf), recipe=recipe)
 
 
 def setting(label_weight, digits="0-9", seed=0, n=10):
