@@ -2,8 +2,8 @@
 
 `vae_gmm data --digits 0-9` and `vae_gmm train`, with the seed: 3,950 unlabelled images, 50 labelled ones for the names,
 the 10,000 official test images. Ten dimensions, 24 + 8 epochs: a quarter of an hour a run on one core; `VAE_GMM_DATA`
-leads to MNIST. Draws 0 and 1 had been read before with the options of that time, eight dimensions and 24 + 24 epochs
-(ten_digits_before.json).
+leads to MNIST. Draws 0 and 1 had been read before with the options of that time, eight dimensions and 24 + 24 epochs,
+and draw 0 with ten dimensions, 24 + 8 epochs and more shrinkage (ten_digits_before.json).
 """
 import sys
 

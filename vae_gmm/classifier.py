@@ -212,7 +212,7 @@ def _latents(clf, X):
 def _mixture(clf, X, X_lab, y_lab):
     "The mixture of the latents of X: the prior, refitted to the finished network, or from k-means by plain EM."
     mu, logvar = _latents(clf, X)
-    config, K = vars(clf).get("config_") or _settings(clf)["config"], _components(clf, y_lab)
+    config, K = vars(clf).get("config_") or _settings(clf, len(X))["config"], _components(clf, y_lab)
     if not config.prior_epochs:
         (plain := MixturePrior(K, equal_weights=False, shrinkage=0)).start(mu, config.seed)
         return fit_mixture(mu.double(), plain.mixture, max_iter=500, tol=1e-4)[0]
