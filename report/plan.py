@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import site
 import sys
 from functools import lru_cache
 from importlib.metadata import distributions
@@ -86,8 +87,9 @@ def prepare(root=cells.ROOT):
 
 @lru_cache
 def versions():
-    """Of Python and of all that is installed."""
-    return [sys.version, *sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())]
+    """Of Python and of all that is installed, whatever a library has added to sys.path, as setuptools does."""
+    places = [*site.getsitepackages(), site.getusersitepackages()]
+    return [sys.version, *sorted(f"{d.metadata['Name']} {d.version}" for d in distributions(path=places))]
 
 
 @lru_cache

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -156,6 +157,16 @@ def test_data_from_elsewhere_and_other_versions_count(project, monkeypatch):
     assert any(text.startswith("nbformat ") for text in installed)
     monkeypatch.setattr(plan, "versions", lambda: installed[:-1])
     assert to_run(project) == set(NAMES)
+
+
+def test_what_a_library_adds_to_the_path_is_not_installed(tmp_path, monkeypatch):
+    """setuptools, once loaded, adds the libraries that it brings along."""
+    before, metadata = plan.versions.__wrapped__(), tmp_path / "another-1.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert version("another") == "1.0" and plan.versions.__wrapped__() == before
+    assert any(text.startswith("nbformat ") for text in before)
 
 
 def test_a_failure_ends_the_run_and_what_is_done_stays_done(project):
