@@ -20,7 +20,7 @@ LABELS, TIMES = (1, 2, 3, 5, 10, 20), 200
 
 def refitted(clf, mu, logvar, equal_weights=True, shrinkage=0.6):
     """The mixture that five EM steps make of the classifier's, on these latents."""
-    prior = MixturePrior(len(clf.shares_), equal_weights, shrinkage)
+    prior = MixturePrior(len(clf.shares_), equal_weights, shrinkage, weight_prior=0)
     prior.load_state_dict(clf.mixture_._asdict())
     prior.refit(mu, logvar, steps=5)
     return prior.mixture

@@ -1,10 +1,9 @@
 """What if one digit is rare? 400, 200 and 67 images of 1, 4 and 8, three draws: `python -m experiments.unbalanced`.
 
-The weights of the mixture are equal, learned, or learned under a Dirichlet prior: with density proportional to
-prod_c pi_c^a, the M step becomes pi_c = (N_c + a) / (n + K a): eq. (3.16) with `a` imagined points more in each
-component, a tenth or all of the n / K points that a component has on average. Hypothesis: a component that is held
-above zero does not die, and the weights come out nearer to the true shares. The labels say which images to leave out,
-and nothing else. About three minutes a run on one core; `VAE_GMM_DATA` leads to MNIST.
+The weights of the mixture are equal, learned, or learned under a Dirichlet prior, eq. (3.31), with imagined points in
+each component: a tenth, or all, of the n / K points that a component has on average. Hypothesis: a component that is
+held above zero does not die, and the weights come out nearer to the true shares. The labels say which images to leave
+out, and nothing else. About three minutes a run on one core; `VAE_GMM_DATA` leads to MNIST.
 """
 import sys
 
@@ -24,24 +23,14 @@ IMAGES = dict(zip(runs.DIGITS, (400, 200, 67)))
 WEIGHTS = {"equal": None, "learned": 0.0, "Dirichlet prior, a tenth": 0.1, "Dirichlet prior, all": 1.0}
 
 
-class DirichletPrior(MixturePrior):
-    """A mixture whose weights are learned under a Dirichlet prior; `strength` is K a / n."""
-    strength = 0.0
-
-    def _steady(self, mixture):
-        mixture = super()._steady(mixture)
-        weights = (mixture.weights + self.strength / self.n_components) / (1 + self.strength)
-        return mixture._replace(weights=weights)
-
-
 def one(seed, weights):
     """Accuracy on the official test images, as they are, and the weights that the mixture ends with."""
     X, X_lab, y_lab = runs.draw(seed)
     y, K = labels_of(X), len(runs.DIGITS)
     chosen = np.sort(np.concatenate([np.flatnonzero(y == digit)[:n] for digit, n in IMAGES.items()]))
     straight, few, test = (straighten(as_images(images))[0] for images in (X[chosen], X_lab, runs.test_images()[0]))
-    prior = DirichletPrior(K, equal_weights=WEIGHTS[weights] is None, shrinkage=TrainConfig.fast().shrinkage)
-    prior.strength = WEIGHTS[weights] or 0.0
+    used, imagined = TrainConfig.fast().shrinkage, WEIGHTS[weights]
+    prior = MixturePrior(K, equal_weights=imagined is None, shrinkage=used, weight_prior=imagined or 0.0)
     torch.manual_seed(seed)
     network = VAE(8, VAEGMM().dropout).to(runs.DEVICE)
     history = fit_vae(network, straight, None, TrainConfig.fast(seed=seed), prior)

@@ -161,6 +161,11 @@ def test_settings_that_are_not_settings_are_refused(first_edition, tmp_path):
             read_settings(tmp_path / "config.json")
 
 
+def test_the_prior_has_the_settings_of_the_recipe():
+    settings = dict(equal_weights=False, weight_prior=0.5, shrinkage=0.25)
+    assert classifier._prior(4, TrainConfig(**settings)).settings == settings | {"n_components": 4}
+
+
 # --- names ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("C, K", [(2, 2), (3, 3), (4, 4), (2, 3), (3, 5)])
 def test_names_are_the_best_of_all_assignments(C, K):

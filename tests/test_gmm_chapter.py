@@ -142,18 +142,44 @@ def test_one_component_one_dimension():
     assert_close(p.log_resp(Z[:, :1]), torch.zeros(1000, 1).double())
 
 
-@pytest.mark.parametrize("equal", [False, True])
-def test_a_refit_without_shrinking_climbs(equal):
-    p = prior(equal_weights=equal, shrinkage=0, reg_covar=0)
+@pytest.mark.parametrize("equal, imagined", [(False, 0), (True, 0), (False, 0.1), (False, 3)])
+def test_a_refit_without_shrinking_climbs(equal, imagined):
+    """With imagined points too, but then the sum of the bound and of the logarithm of the Dirichlet density."""
+    options = dict(equal_weights=equal, shrinkage=0, reg_covar=0, weight_prior=imagined)
+    p, bounds = prior(**options), []
     if equal: p.refit(Z, VAR.log())                      # from here on the weights stay
-    bounds = []
     for _ in range(25):
-        bounds.append(expected(Z, VAR, p.mixture).logsumexp(dim=1).mean())
+        density = imagined / 3 * p.mixture.weights.log().sum()
+        bounds.append(expected(Z, VAR, p.mixture).logsumexp(dim=1).mean() + density)
         p.refit(Z, VAR.log())
     assert (np.diff(bounds) > -1e-12).all() and bounds[-1] > bounds[0] + 0.01
-    again = prior(equal_weights=equal, shrinkage=0, reg_covar=0)
+    again = prior(**options)
     again.refit(Z, VAR.log(), steps=25 + equal)
     for a, b in zip(again.mixture, p.mixture): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("imagined, expected_weights", [
+    (0, (0.5, 0.3, 0.2)), (0.1, (16 / 33, 10 / 33, 7 / 33)), (1, (5 / 12, 19 / 60, 4 / 15)), (1e12, (1 / 3,) * 3)])
+def test_imagined_points_draw_the_weights_together(imagined, expected_weights):
+    """Groups far apart, of 500, 300 and 200 points, so that N_c is known: (N_c + N_0) / (n + 3 N_0)."""
+    far, nothing = Z + 100 * GROUP[:, None], torch.full_like(Z, -200)
+    means = torch.stack([far[GROUP == c].mean(0) for c in range(3)])
+    p = prior(gmm.Mixture(START_T.weights, means, torch.eye(3).double().expand(3, 3, 3)), equal_weights=False,
+              weight_prior=imagined)
+    p.refit(far, nothing)
+    assert_close(p.mixture.weights, torch.tensor(expected_weights, dtype=torch.float64))
+
+
+def test_a_component_that_has_died_comes_back_under_imagined_points():
+    dead = START_T._replace(weights=torch.tensor([0.5, 0.5, 0.0]).double())
+    left = {}
+    for imagined in (0, 0.1):
+        p = prior(dead, equal_weights=False, shrinkage=0, reg_covar=1e-4, weight_prior=imagined)
+        p.refit(Z, VAR.log())
+        left[imagined] = p.mixture.weights[2].item()
+    assert left[0] < 1e-15 and left[0.1] > 0.03
+    with pytest.raises(ValueError, match="weight_prior must not be negative, got -1"):
+        gmm.MixturePrior(3, weight_prior=-1)
 
 
 @pytest.mark.parametrize("equal", [False, True])

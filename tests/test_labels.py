@@ -80,7 +80,7 @@ def points():
 
 
 def prior_of(start, K=3):
-    prior = MixturePrior(K, equal_weights=False, shrinkage=0, reg_covar=0)
+    prior = MixturePrior(K, equal_weights=False, shrinkage=0, reg_covar=0, weight_prior=0)
     prior.load_state_dict(start._asdict())
     return prior
 

@@ -20,7 +20,7 @@ ROW = ["epoch", "stage", "train_loss", "train_reconstruction", "train_kl", "val_
        "lr", "seconds"]
 # since the first edition
 NEW = {"vary_pose", "prior_epochs", "prior_lr", "agreement", "label_weight", "shrinkage", "equal_weights",
-       "n_components", "network"}
+       "weight_prior", "n_components", "network"}
 
 
 @pytest.fixture(scope="module")

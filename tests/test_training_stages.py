@@ -222,6 +222,7 @@ def test_the_mixture_is_in_the_file_from_stage_two_on(whole, stored):
     (dict(prior=MixturePrior(4)), r"other settings \(n_components=3\)"),
     (dict(prior=MixturePrior(3, shrinkage=0.1)), r"other settings \(shrinkage=0.6\)"),
     (dict(prior=MixturePrior(3, equal_weights=False)), r"other settings \(equal_weights=True\)"),
+    (dict(prior=MixturePrior(3, weight_prior=1.0)), r"other settings \(weight_prior=0.1\)"),
     (dict(config=replace(CONFIG, prior_epochs=3)), r"other settings \(prior_epochs=2\)"),
     (dict(config=replace(CONFIG, agreement=0.0)), r"other settings \(agreement=3.0\)"),
     (dict(config=replace(CONFIG, vary_pose=False)), r"other settings \(vary_pose=True\)"),

@@ -174,6 +174,10 @@ def _new_network(seed, *settings):
     with seeded(seed, torch.device("cpu")), torch.device("cpu"):
         return VAE(*settings)
 
+def _prior(K, config):
+    "A mixture of K components as the prior, with the settings of the recipe."
+    return MixturePrior(K, config.equal_weights, config.shrinkage, weight_prior=config.weight_prior)
+
 @torch.inference_mode(False)  # and with gradients
 def _train(clf, X, X_lab, y_lab, options):
     "Let a `VAEGMM` forget what it has learned, and learn a network; an interrupted run leaves its history only."
@@ -181,7 +185,7 @@ def _train(clf, X, X_lab, y_lab, options):
     X, X_lab, y_lab = _checked(X, X_lab, y_lab) if few else (as_images(X, "X"), None, None)
     config = _settings(clf, len(X))["config"]
     K = _components(clf, y_lab) if few or clf.n_components is not None or config.prior_epochs else None
-    prior = MixturePrior(K, config.equal_weights, config.shrinkage) if config.prior_epochs else None
+    prior = _prior(K, config) if config.prior_epochs else None
     if few and config.label_weight:
         options = options | dict(labelled=Labelled(X_lab, y_lab, name_components, clf.straighten))
     X = straighten(X)[0] if clf.straighten else X
@@ -214,9 +218,9 @@ def _mixture(clf, X, X_lab, y_lab):
     mu, logvar = _latents(clf, X)
     config, K = vars(clf).get("config_") or _settings(clf, len(X))["config"], _components(clf, y_lab)
     if not config.prior_epochs:
-        (plain := MixturePrior(K, equal_weights=False, shrinkage=0)).start(mu, config.seed)
+        (plain := MixturePrior(K, equal_weights=False, shrinkage=0, weight_prior=0)).start(mu, config.seed)
         return fit_mixture(mu.double(), plain.mixture, max_iter=500, tol=1e-4)[0]
-    prior = MixturePrior(K, config.equal_weights, config.shrinkage)
+    prior = _prior(K, config)
     trained = vars(clf).get("prior_") or prior
     same = trained.mixture and trained.n_components == K
     prior.load_state_dict(trained.state_dict()) if same else prior.start(mu, config.seed)

@@ -17,7 +17,7 @@ _LEAST = dict(epochs=1, prior_epochs=0, batch_size=1, lr_patience=1, stop_patien
 _CHOICES = dict(schedule=("plateau", "onecycle"), precision=("auto", "float32", "tf32", "bfloat16"))
 _SWITCHES = "augment", "flip", "vary_pose", "equal_weights"
 _ONE = "lr_factor", "train_share", "shrinkage"  # where a range ends; below, where one starts at 0
-_ZERO = ("beta", "noise_std", "agreement", "label_weight", "shrinkage")
+_ZERO = ("beta", "noise_std", "agreement", "label_weight", "shrinkage", "weight_prior")
 
 def _allowed(name, value):
     "Whether a setting, in plain Python, may have this value, and what may stand there, in words."
@@ -55,6 +55,7 @@ class TrainConfig:
     label_weight: float = 0.0  # weight of the cross-entropy of labelled images in stage two; 0: no label is trained on
     shrinkage: float = 0.6  # how far the components' covariances are drawn to the one they share
     equal_weights: bool = True  # no component is likelier than another before the image is seen
+    weight_prior: float = 0.1  # where they are not equal: imagined points a component, as a share of its mean number
     precision: str = "float32"  # of products in a step: "auto", "float32", "bfloat16", or "tf32" on an NVIDIA GPU
     max_minutes: "float | None" = None  # time budget; training ends with the epoch that exceeds it
     seed: int = 0

@@ -143,20 +143,26 @@ def _checked(state, K):
 # %% ../nbs/03_gmm.ipynb #a31f0c05
 class MixturePrior:
     "A mixture in the place of N(0, I): held in float64 on the CPU, refitted in closed form, no gradient into it."
-    def __init__(self, n_components, equal_weights=True, shrinkage=0.6, reg_covar=1e-4):
+    def __init__(self, n_components, equal_weights=True, shrinkage=0.6, reg_covar=1e-4, weight_prior=0.1):
         if n_components < 1: raise ValueError(f"n_components must be at least 1, got {n_components}")
         if not 0 <= shrinkage <= 1: raise ValueError(f"shrinkage must be within 0 and 1, got {shrinkage}")
         if not reg_covar >= 0: raise ValueError(f"reg_covar must not be negative, got {reg_covar}")
-        self.n_components, self.equal_weights = n_components, equal_weights
+        if not weight_prior >= 0: raise ValueError(f"weight_prior must not be negative, got {weight_prior}")
+        self.n_components, self.equal_weights, self.weight_prior = n_components, equal_weights, weight_prior
         self.shrinkage, self.reg_covar = shrinkage, reg_covar
         self.mixture, self._last = None, (None, None, None)
+
+    @property
+    def settings(self):
+        names = "n_components", "equal_weights", "weight_prior", "shrinkage"
+        return {name: getattr(self, name) for name in names}
 
     def start(self, mu, seed=0):
         "Start from k-means of the latent means (n, D)."
         self.mixture = self._steady(k_means_mixture(_exact(mu), self.n_components, seed))
 
     def refit(self, mu, logvar, steps=1, allowed=None):
-        """EM on latents that are Gaussians: E step, eq. (3.26); M step, eq. (3.27); shrunk; weights equal if so chosen.
+        """EM on latents that are Gaussians: E step, eq. (3.26); M step, eq. (3.27); shrunk; weights equal or by (3.31).
         allowed (l, K): whether a label lets each of the last l points be from each component, eq. (7.2)."""
         mu, var = _exact(mu), _exact(logvar).exp()
         for _ in range(steps):
@@ -187,12 +193,13 @@ class MixturePrior:
 
     def _steady(self, mixture):
         mixture = shrink(mixture, self.shrinkage)
-        if not self.equal_weights: return mixture
-        return mixture._replace(weights=torch.full_like(mixture.weights, 1 / self.n_components))
+        weights, equal = mixture.weights, torch.full_like(mixture.weights, 1 / self.n_components)
+        kappa = self.weight_prior  # N_0 = kappa n / K
+        return mixture._replace(weights=equal if self.equal_weights else (weights + kappa * equal) / (1 + kappa))
 
 # %% ../nbs/03_gmm.ipynb #a31f0c06
 class Plane(NamedTuple):
-    "A plane through the means of a mixture, and the way there and back, eq. (3.32)."
+    "A plane through the means of a mixture, and the way there and back, eq. (3.33)."
     origin: torch.Tensor  # (D,)
     axes: torch.Tensor    # (D, 2) U: where the coordinates lead
     onto: torch.Tensor    # (D, 2) V: how they are read off
@@ -207,7 +214,7 @@ class Plane(NamedTuple):
 
 # %% ../nbs/03_gmm.ipynb #a31f0c07
 def discriminant_plane(mixture) -> Plane:
-    "The plane that holds what tells the components apart, eq. (3.32); points of two dimensions keep their own."
+    "The plane that holds what tells the components apart, eq. (3.33); points of two dimensions keep their own."
     D = mixture.means.shape[1]
     if D < 2: raise ValueError(f"a plane needs points of at least 2 dimensions, got {D}")
     m, eye = mixture.weights @ mixture.means, torch.eye(D, device="cpu").to(mixture.means)
@@ -222,4 +229,4 @@ def discriminant_plane(mixture) -> Plane:
     V = torch.cat([V, wide / (wide * (W @ wide)).sum(dim=0).sqrt()], dim=1)
     U = W @ V
     sign = U.gather(0, U.abs().argmax(dim=0, keepdim=True)).sign()                     # the largest entry is positive
-    return Plane(m, U * sign, V * sign)                                                # eq. (3.32)
+    return Plane(m, U * sign, V * sign)                                                # eq. (3.33)

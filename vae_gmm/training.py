@@ -225,7 +225,7 @@ def keeping(run, path, resume, sets):
     few = [run.labelled.images, torch.from_numpy(run.labelled.labels)] if run.labelled else []
     images, base = fingerprint(*sets, *few), dict(n_components=0, network="course")  # of a file that does not tell
     known = base | dict(dropout=run.model.dropout, network=run.model.network)
-    known |= {k: getattr(run.prior, k) for k in ("n_components", "equal_weights", "shrinkage") if run.prior}
+    known |= run.prior.settings if run.prior else {}
     settings, defaults = asdict(run.config) | known, asdict(TrainConfig()) | known | base
     if resume and Path(path).exists():
         whole = run.config.schedule == "plateau" and not run.config.prior_epochs
