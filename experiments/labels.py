@@ -100,7 +100,7 @@ def stage_two(clf, X, X_lab, y_lab, seed, label_weight):
 
 def held(clf, x, x_lab, y_lab, steps=20):
     """A function from latent points to labels, by EM with the labelled images held at their digit's components."""
-    prior = MixturePrior(len(clf.shares_))
+    prior = MixturePrior(len(clf.shares_), clf.config_.equal_weights, clf.config_.shrinkage)
     prior.load_state_dict(clf.mixture_._asdict())
     Labelled(x_lab, y_lab, name_components).refit(prior, partial(posterior, clf.vae_), *posterior(clf.vae_, x), steps)
     def resp(z): return e_step(torch.from_numpy(z), *prior.mixture)[0].numpy()
