@@ -167,7 +167,8 @@ def setting(label_weight, digits="0-9", seed=0, n=10):
     X, y = pool(digits, seed)
     few = chosen(y, n, seed, 0)
     clf = stage_two(stage_one(digits, seed, X, y), X, X[few], y[few], seed, label_weight)
-    return dict(development=clf.score(*development_images(digits)), seconds=runs.seconds(clf))
+    images, labels = development_images(digits)
+    return dict(development=clf.score(images, labels), n=len(labels), seconds=runs.seconds(clf))
 
 
 def main(words):

@@ -239,10 +239,10 @@ def _named(clf, X, X_lab, y_lab):
 
 # %% ../nbs/05_classifier.ipynb #e74a0f53
 class VAEGMM(ClassifierMixin, BaseEstimator):
-    """Digits read without training labels; `n_components` None: one a label; `latent_dim` None: 8, or one a component.
-    After `fit`, else `NotFittedError`: `vae_`, `mixture_`, `classes_` (C,), `shares_` (K, C), `config_`, `history_`."""
-    def __init__(self, latent_dim=None, dropout=0.2, config=None, n_components=None, straighten=True, random_state=0,
-                 device="cpu", network="course"):
+    """Digits read without training labels. None: `n_components` one a label, `latent_dim` 8 or one a component.
+    After `fit`, or NotFittedError: `vae_`, `mixture_`, `classes_`, `shares_` (K, C), `config_`, `history_`."""
+    def __init__(self, latent_dim=None, dropout=0.2, config=None, n_components=None, straighten=True,
+                 random_state=0, device="cpu", network="course"):
         self.latent_dim, self.dropout, self.config, self.n_components = latent_dim, dropout, config, n_components
         self.straighten, self.random_state, self.device, self.network = straighten, random_state, device, network
     @classmethod
@@ -251,18 +251,18 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         return cls(**(dict(latent_dim=2, straighten=False, config=TrainConfig()) | changes))
     def __getattr__(self, name):
         kind = NotFittedError if name.endswith("_") and not name.startswith("_") else AttributeError
-        when = "it is there after calibrate" if name == "calibration_" else "names that end in _ are there after fit"
+        when = "it is there after calibrate" if name == "calibration_" else "names that end in _ come with fit"
         raise kind(f"this VAEGMM has no {name}; {when}")
     def fit(self, X, y, **fit_options):
         "Learn from images X, some with labels: y (n,) is -1 where there is none. Returns self."
         return self.fit_labelled(*_parted(X, y), **fit_options)
     def fit_labelled(self, X, X_lab, y_lab, **fit_options):
-        "Learn from unlabelled images X; labelled ones name, and teach by `config.label_weight`. Options: of `fit_vae`."
+        "Learn from images X; labelled ones name, and teach by `config.label_weight`. Options: of `fit_vae`."
         X, X_lab, y_lab = _checked(X, X_lab, y_lab)
         _raise_failure(_train(self, X, X_lab, y_lab, fit_options).history_)
         return self.fit_gmm(X, X_lab, y_lab)
-    def fit_vae(self, X, X_lab=None, y_lab=None, **options): return _train(self, X, X_lab, y_lab, options)  # network
-    def fit_gmm(self, X, X_lab, y_lab): return _named(self, *_checked(X, X_lab, y_lab))  # and then mixture and names
+    def fit_vae(self, X, X_lab=None, y_lab=None, **options): return _train(self, X, X_lab, y_lab, options)
+    def fit_gmm(self, X, X_lab, y_lab): return _named(self, *_checked(X, X_lab, y_lab))  # mixture and names
     @property
     def component_labels_(self): return self.classes_[self.shares_.argmax(1)]  # (K,)
     def encode(self, X): return _latents(self, X)[0].double().numpy()  # latent means (n, latent_dim), float64
@@ -272,11 +272,11 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
     def predict(self, X): return self.classes_[self.predict_proba(X).argmax(1)]  # the most probable label, (n,)
     def score_samples(self, X): return e_step(torch.from_numpy(self.encode(X)), *self.mixture_)[1].numpy()  # log p(z)
     def sample(self, n, label=None, random_state=None):
-        "n new straight images (n, 1, 28, 28) in [0, 1], of one label if given, and the labels of their components."
+        "n new straight images (n, 1, 28, 28) in [0, 1], of one label if given, and their components' labels."
         seed = _seed(self.random_state if random_state is None else random_state)
         return new_digits(self.vae_, self.mixture_, self.component_labels_, n, label, seed)
-    def reconstruct(self, X): return rebuild(self.vae_, X)  # the decoder's image of each latent mean, in its pose
-    def interpolate(self, a, b, steps=8): return interpolate(self.vae_, a, b, steps)  # images from one to the other
+    def reconstruct(self, X): return rebuild(self.vae_, X)  # the decoder's image of each mean, in its pose
+    def interpolate(self, a, b, steps=8): return interpolate(self.vae_, a, b, steps)  # images on the way
     def anomaly_score(self, X):
         "How little images are like those learned from, (n,), eq. (7.14); the higher, the stranger."
         return anomaly_score(self.vae_, self.mixture_, X)
@@ -294,6 +294,6 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         "The classifier that `save` wrote; its predictions are identical. Raises `InputError`."
         return _restore(cls(device=device), *(argument(folder, "folder", Path) / name for name in _FILES))
     @classmethod
-    def pretrained(cls, device="cpu"): return cls.from_files(_PRETRAINED, _PRETRAINED, device)  # see PRETRAINED.md
+    def pretrained(cls, device="cpu"): return cls.from_files(_PRETRAINED, _PRETRAINED, device)  # PRETRAINED.md
     @classmethod
     def from_files(cls, vae_file, gmm_file, device="cpu"): return _restore(cls(device=device), vae_file, gmm_file)
