@@ -251,7 +251,7 @@ class VAEGMM(ClassifierMixin, BaseEstimator):
         return cls(**(dict(latent_dim=2, straighten=False, config=TrainConfig()) | changes))
     def __getattr__(self, name):
         kind = NotFittedError if name.endswith("_") and not name.startswith("_") else AttributeError
-        when = "it is there after calibrate" if name == "calibration_" else "names that end in _ come with fit"
+        when = "it is there after calibrate" if name == "calibration_" else "names that end in _ are there after fit"
         raise kind(f"this VAEGMM has no {name}; {when}")
     def fit(self, X, y, **fit_options):
         "Learn from images X, some with labels: y (n,) is -1 where there is none. Returns self."
