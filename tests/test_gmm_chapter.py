@@ -178,8 +178,9 @@ def test_a_component_that_has_died_comes_back_under_imagined_points():
         p.refit(Z, VAR.log())
         left[imagined] = p.mixture.weights[2].item()
     assert left[0] < 1e-15 and left[0.1] > 0.03
-    with pytest.raises(ValueError, match="weight_prior must not be negative, got -1"):
-        gmm.MixturePrior(3, weight_prior=-1)
+    for wrong in (-1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"weight_prior must be finite and not negative, got {wrong}"):
+            gmm.MixturePrior(3, weight_prior=wrong)
 
 
 @pytest.mark.parametrize("equal", [False, True])

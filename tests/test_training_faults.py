@@ -54,8 +54,8 @@ def plain(x):
 
 NAN, INF = float("nan"), float("inf")
 WHOLE = "epochs", "batch_size", "lr_patience", "stop_patience", "beta_warmup", "seed", "prior_epochs"
-REAL = "lr", "lr_factor", "beta", "noise_std", "train_share", "prior_lr", "agreement", "shrinkage", "label_weight", \
-    "weight_prior"
+REAL = ("lr", "lr_factor", "beta", "noise_std", "train_share", "prior_lr", "agreement", "shrinkage", "label_weight",
+        "weight_prior")
 
 
 @pytest.mark.parametrize("name, value", [

@@ -147,13 +147,15 @@ class MixturePrior:
         if n_components < 1: raise ValueError(f"n_components must be at least 1, got {n_components}")
         if not 0 <= shrinkage <= 1: raise ValueError(f"shrinkage must be within 0 and 1, got {shrinkage}")
         if not reg_covar >= 0: raise ValueError(f"reg_covar must not be negative, got {reg_covar}")
-        if not weight_prior >= 0: raise ValueError(f"weight_prior must not be negative, got {weight_prior}")
+        if not 0 <= weight_prior < math.inf:
+            raise ValueError(f"weight_prior must be finite and not negative, got {weight_prior}")
         self.n_components, self.equal_weights, self.weight_prior = n_components, equal_weights, weight_prior
         self.shrinkage, self.reg_covar = shrinkage, reg_covar
         self.mixture, self._last = None, (None, None, None)
 
     @property
     def settings(self):
+        "What decides about a refit: a dictionary, as a checkpoint has it."
         names = "n_components", "equal_weights", "weight_prior", "shrinkage"
         return {name: getattr(self, name) for name in names}
 
@@ -194,7 +196,7 @@ class MixturePrior:
     def _steady(self, mixture):
         mixture = shrink(mixture, self.shrinkage)
         weights, equal = mixture.weights, torch.full_like(mixture.weights, 1 / self.n_components)
-        kappa = self.weight_prior  # N_0 = kappa n / K
+        kappa = self.weight_prior  # N_0 = kappa n / K in eq. (3.31)
         return mixture._replace(weights=equal if self.equal_weights else (weights + kappa * equal) / (1 + kappa))
 
 # %% ../nbs/03_gmm.ipynb #a31f0c06
