@@ -1,11 +1,13 @@
 """The commands as a user calls them, in this process or in one of their own: what the tests of them share."""
 import contextlib
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -38,6 +40,58 @@ def run(folder, *words, **options):
     return process.returncode, out, err
 
 
+@cache
+def forks():
+    """Forks a process that has loaded, once, what takes seconds to load, and nothing of the project."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "sklearn.base"])
+    return context
+
+
+def execute(code, words, folder, env, *pipes):
+    """In a forked process: what `python -c code words` does in `folder`."""
+    import torch
+    for number, pipe in enumerate(pipes, 1):
+        os.dup2(pipe.fileno(), number)
+        pipe.close()
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # its usual meaning, also where tests run behind others
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv, sys.path = ["-c", *words], env["PYTHONPATH"].split(os.pathsep) + sys.path
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    exec(code, {"__name__": "__main__"})
+
+
+class Forked:
+    """What tests use of subprocess.Popen, for `python -c code words`; it starts at once, without loading torch."""
+
+    def __init__(self, folder, code, *words, env=None):
+        pipes = [forks().Pipe(duplex=False) for _ in range(2)]
+        args = code, list(map(os.fspath, words)), folder, env or environment(), *(end for _, end in pipes)
+        self.process = forks().Process(target=execute, args=args)
+        self.process.start()
+        self.stdout, self.stderr = (open(os.dup(end.fileno())) for end, _ in pipes)
+        for pipe in pipes:
+            for end in pipe: end.close()
+
+    def wait(self, timeout=SECONDS):
+        self.process.join(timeout)
+        return self.returncode
+
+    def communicate(self, timeout=SECONDS):  # what it writes to one of them fits into a pipe
+        said = self.stdout.read(), self.stderr.read()
+        self.wait(timeout)
+        return said
+
+    def send_signal(self, number): os.kill(self.process.pid, number)
+    def kill(self): self.process.kill()
+    def poll(self): return self.process.exitcode
+
+    returncode = property(poll)
+
+
 @contextlib.contextmanager
 def one_thread():
     """torch on one thread, as in a process of its own: another number of threads would be other bits."""
@@ -67,8 +121,3 @@ def call(folder, *words):
             os.chdir(here)
             signal.signal(signal.SIGTERM, handler)
     return code, out.getvalue(), err.getvalue()
-
-
-def ctrl_c_works():
-    """For preexec_fn: SIGINT has its usual meaning, also where the tests run in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

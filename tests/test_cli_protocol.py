@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from commands import SECONDS, call, ctrl_c_works, environment, run, start
+from commands import SECONDS, Forked, call, environment, run, start
 from safetensors import safe_open
 
 from vae_gmm.classifier import VAEGMM
@@ -221,10 +221,13 @@ def test_ten_digits_one_label_each_few_images_little_time(tmp_path):
     assert load_vae(tmp_path / "b.pth").dropout == 0
 
 
+PROGRAM = "import runpy; runpy.run_module('vae_gmm', run_name='__main__')"
+
+
 def stop_in_training(folder, number, *options, after=1):
     """Start a training in `folder`, send a signal after so many epochs: (exit code, standard output, error)."""
     words = "train TRAIN.npz VAL.npz --model new.pth --gmm gmm_params.pkl"
-    process = start(folder, *words.split(), *(options or ["--epochs", "9999"]), preexec_fn=ctrl_c_works)
+    process = Forked(folder, PROGRAM, *words.split(), *(options or ["--epochs", "9999"]))
     first = "".join(process.stderr.readline() for _ in range(after))
     process.send_signal(number)
     out, err = process.communicate(timeout=SECONDS)
@@ -341,7 +344,7 @@ def test_reader_gone(course):
     """As in `... | head -1`: no complaint, and the file is there, because it is written first."""
     folder, _, _ = course
     (folder / "vae_reconstructed.npz").unlink(missing_ok=True)
-    process = start(folder, "test_reconstruction", "RECON.npz")
+    process = Forked(folder, PROGRAM, "test_reconstruction", "RECON.npz")
     process.stdout.close()
     assert (process.stderr.read(), process.wait(SECONDS)) == ("", 1)
     assert (folder / "vae_reconstructed.npz").exists()

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import Forked
 from test_house import LIB, Imports, modules
 
 from vae_gmm import checkpoint
@@ -38,9 +39,8 @@ print(json.dumps([path.name, len(epochs), hashlib.sha256(weights).hexdigest()]))
 
 def start(lib, folder, pause=0):
     """A process that trains for two epochs, with the package that lies in `lib`; prints name, epochs trained, bits."""
-    env = os.environ | {"PYTHONPATH": str(lib), "VAE_GMM_KEPT": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", TRAIN, str(pause)], cwd=folder.parent, env=env,
-                            stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"PYTHONPATH": str(lib), "VAE_GMM_KEPT": str(folder)}
+    return Forked(folder.parent, TRAIN, str(pause), env=env)
 
 
 def result(process):
@@ -71,7 +71,7 @@ def test_a_changed_line_of_the_code_is_trained_anew(copy, tmp_path):
 
 
 def test_two_processes_train_once(tmp_path):
-    both = [result(process) for process in [start(LIB.parent, tmp_path / "kept", 2) for _ in range(2)]]
+    both = [result(process) for process in [start(LIB.parent, tmp_path / "kept", 0.5) for _ in range(2)]]
     assert sorted(trained for _, trained, _ in both) == [0, 2]
     assert both[0][0] == both[1][0] and both[0][2] == both[1][2]
 

@@ -1,24 +1,22 @@
 """Checkpoints of a training run: killed at random moments, resumed, cut short, on a full disk.
 
-    VAE_GMM_KILLS=20 pytest tests/test_training_kill.py     with 20 kills instead of 3
+    VAE_GMM_KILLS=20 pytest tests/test_training_kill.py     with 20 kills instead of 2
 """
 import json
 import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import environment
+from commands import Forked
 
-KILLS = int(os.environ.get("VAE_GMM_KILLS", 3))
-SETTINGS = dict(epochs=2, prior_epochs=3 * KILLS - 1, batch_size=8, augment=True, noise_std=0.1, lr_patience=1,
+KILLS = int(os.environ.get("VAE_GMM_KILLS", 2))
+SETTINGS = dict(epochs=1, prior_epochs=3 * KILLS, batch_size=8, augment=True, noise_std=0.1, lr_patience=1,
                 stop_patience=1000)
 ONE = dict(prior_epochs=0)  # stage
 
@@ -54,7 +52,7 @@ def child(folder):
 
 
 def start(folder):
-    return subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.PIPE, text=True, env=environment())
+    return Forked(folder, "from test_training_kill import child; child('.')")
 
 
 def kill_somewhere(folder, rng):
@@ -146,7 +144,3 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     resumed, history, _ = fit(tmp_path, resume=True, settings=two)
     assert len(history.rows) == 2
     assert all((a == b).all() for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
-
-
-if __name__ == "__main__":
-    child(sys.argv[1])
