@@ -85,6 +85,7 @@ class Forked:
         self.wait(timeout)
         return said
 
+    def result(self): return (said := self.communicate()) and (self.returncode, *said)
     def send_signal(self, number): os.kill(self.process.pid, number)
     def kill(self): self.process.kill()
     def poll(self): return self.process.exitcode

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from nbdev.test import nbdev_test
 
-LIBRARIES = "torch", "sklearn.mixture", "scipy.stats", "pandas", "matplotlib.pyplot", "IPython.display", "safetensors"
+LIBRARIES = ("torch._dynamo", "sklearn.mixture", "scipy.stats", "pandas", "matplotlib.pyplot", "seaborn",
+             "IPython.display", "safetensors")
 
 
 def in_a_process(notebook):

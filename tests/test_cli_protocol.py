@@ -623,6 +623,7 @@ def test_the_shortest_trainings(tmp_path, digits, images, epochs):
     few = np.concatenate([np.flatnonzero(labels == d)[:images // 3] for d in (1, 4, 8)])
     inverted = images == 6  # the warning of that is said once, not by each who reads them
     np.savez(tmp_path / "few.npz", data=255 - data[few] if inverted else data[few], labels=labels[few])
-    code, out, err = (run if inverted else call)(tmp_path, "train", "few.npz", "few.npz", "--epochs", str(epochs))
+    words = "train", "few.npz", "few.npz", "--epochs", str(epochs)
+    code, out, err = Forked(tmp_path, PROGRAM, *words).result() if inverted else call(tmp_path, *words)
     assert code == 0 and "Traceback" not in err and err.count("Warning: ") == inverted, err
     assert {"vae.pth", "gmm_params.pkl"} <= {path.name for path in tmp_path.iterdir()}

@@ -2,10 +2,9 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
+from commands import Forked
 
 from report import cells
 from report.text import MAX_COLUMNS
@@ -78,9 +77,8 @@ def said(tmp_path_factory):
     file.write_text(json.dumps([(needed(path), list(solutions(path).values())) for path in CHAPTERS]))
     env = {"OMP_NUM_THREADS": "1", **cells.environment(folder),
            "PYTHONPATH": os.pathsep.join([str(cells.ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", RUN, str(file)], cwd=cells.ROOT, env=env, text=True,
-                          capture_output=True)
-    assert done.returncode == 0, done.stderr
+    status, _, err = Forked(cells.ROOT, RUN, file, env=env).result()
+    assert status == 0, err
     keys = [(path.stem, number) for path in CHAPTERS for number in solutions(path)]
     return dict(zip(keys, json.loads(file.read_text()), strict=True))
 
