@@ -59,7 +59,7 @@ def installed(tmp_path_factory):
 def test_the_sdist_has_what_the_wheel_needs_and_the_measurements(installed):
     site, names = installed
     programs = {f"experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py")}
-    assert programs | {"experiments/first_edition.json"} <= set(names)
+    assert programs | {"experiments/accuracy.json"} <= set(names)
     assert {"settings.ini", "README.md", "LICENSE", "CHANGELOG.md", "setup.py", "CITATION.cff"} <= set(names)
     assert not [name for name in names if name.startswith("tests") or "/._" in name]
 
