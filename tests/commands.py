@@ -42,7 +42,7 @@ def run(folder, *words, **options):
 
 @cache
 def forks():
-    """Forks a process that has loaded, once, what takes seconds to load, and nothing of the project."""
+    """Processes forked from one that has loaded, once, what takes seconds to load, and nothing of the project."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "sklearn.base"])
     return context
@@ -70,7 +70,7 @@ class Forked:
     def __init__(self, folder, code, *words, env=None):
         pipes = [forks().Pipe(duplex=False) for _ in range(2)]
         args = code, list(map(os.fspath, words)), folder, env or environment(), *(end for _, end in pipes)
-        self.process = forks().Process(target=execute, args=args)
+        self.process = forks().Process(target=execute, args=args, daemon=True)  # ends with the tests at the latest
         self.process.start()
         self.stdout, self.stderr = (open(os.dup(end.fileno())) for end, _ in pipes)
         for pipe in pipes:
@@ -85,7 +85,10 @@ class Forked:
         self.wait(timeout)
         return said
 
-    def result(self): return (said := self.communicate()) and (self.returncode, *said)
+    def result(self):
+        out, err = self.communicate()
+        return self.returncode, out, err
+
     def send_signal(self, number): os.kill(self.process.pid, number)
     def kill(self): self.process.kill()
     def poll(self): return self.process.exitcode
