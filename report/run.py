@@ -126,7 +126,7 @@ async def execute(path, flags=(), root=cells.ROOT, threads=1, ahead=True):
                     extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}})
     try:
         await client.async_execute(env={"OMP_NUM_THREADS": str(threads), **os.environ},
-                                   preexec_fn=None if ahead or os.name == "nt" else lambda: os.nice(5))
+                                   preexec_fn=None if ahead or os.name == "nt" else lambda: os.nice(15))
     except (CellControlSignal, DeadKernelError) as err:
         cell = nb.cells[client.at]
         raise click.ClickException(f"{path}: cell {client.at} (id {cell.get('id')}) failed\n\n"
