@@ -127,7 +127,7 @@ def parts(cores, times):
     return [*((nbdev_test, [path]) for path in trains),
             *((tests, each) for each in shared_out(files, times.get("tests", {}), cores)),
             *((nbval, each) for each in shared_out(notebooks, times.get("nbval", {}), cores)),
-            *((nbdev_test, each) for each in shared_out(others, times.get("nbdev_test", {}), 2 * cores)), (sync, [])]
+            *((nbdev_test, each) for each in shared_out(others, times.get("nbdev_test", {}), cores)), (sync, [])]
 
 
 def name_of(path):
