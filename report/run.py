@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -117,6 +118,13 @@ def store(nb, path, root):
     return True
 
 
+def stand_back():
+    """In a kernel before it starts: others first. Linux may weigh a session as a whole, and each kernel has its own."""
+    os.nice(15)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("15")
+
+
 async def execute(path, flags=(), root=cells.ROOT, threads=1, ahead=True):
     """Execute the notebook at `path` in place; True if its file changed. A failure leaves the file as it was.
 
@@ -126,7 +134,7 @@ async def execute(path, flags=(), root=cells.ROOT, threads=1, ahead=True):
                     extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}})
     try:
         await client.async_execute(env={"OMP_NUM_THREADS": str(threads), **os.environ},
-                                   preexec_fn=None if ahead or os.name == "nt" else lambda: os.nice(15))
+                                   preexec_fn=None if ahead or os.name == "nt" else stand_back)
     except (CellControlSignal, DeadKernelError) as err:
         cell = nb.cells[client.at]
         raise click.ClickException(f"{path}: cell {client.at} (id {cell.get('id')}) failed\n\n"

@@ -54,7 +54,7 @@ def execute(code, words, folder, env, *pipes):
     for number, pipe in enumerate(pipes, 1):
         os.dup2(pipe.fileno(), number)
         pipe.close()
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # its usual meaning, also where tests run behind others
     os.environ.clear()
     os.environ.update(env)

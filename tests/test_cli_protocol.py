@@ -344,7 +344,7 @@ def test_reader_gone(course):
     """As in `... | head -1`: no complaint, and the file is there, because it is written first."""
     folder, _, _ = course
     (folder / "vae_reconstructed.npz").unlink(missing_ok=True)
-    process = Forked(folder, PROGRAM, "test_reconstruction", "RECON.npz")
+    process = start(folder, "test_reconstruction", "RECON.npz")
     process.stdout.close()
     assert (process.stderr.read(), process.wait(SECONDS)) == ("", 1)
     assert (folder / "vae_reconstructed.npz").exists()

@@ -71,7 +71,7 @@ def test_a_changed_line_of_the_code_is_trained_anew(copy, tmp_path):
 
 
 def test_two_processes_train_once(tmp_path):
-    both = [result(process) for process in [start(LIB.parent, tmp_path / "kept", 0.5) for _ in range(2)]]
+    both = [result(process) for process in [start(LIB.parent, tmp_path / "kept", 2) for _ in range(2)]]
     assert sorted(trained for _, trained, _ in both) == [0, 2]
     assert both[0][0] == both[1][0] and both[0][2] == both[1][2]
 

@@ -1,6 +1,6 @@
 """Checkpoints of a training run: killed at random moments, resumed, cut short, on a full disk.
 
-    VAE_GMM_KILLS=20 pytest tests/test_training_kill.py     with 20 kills instead of 2
+    VAE_GMM_KILLS=20 pytest tests/test_training_kill.py     with 20 kills instead of 3
 """
 import json
 import os
@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from commands import Forked
 
-KILLS = int(os.environ.get("VAE_GMM_KILLS", 2))
-SETTINGS = dict(epochs=1, prior_epochs=3 * KILLS, batch_size=8, augment=True, noise_std=0.1, lr_patience=1,
+KILLS = int(os.environ.get("VAE_GMM_KILLS", 3))
+SETTINGS = dict(epochs=2, prior_epochs=3 * KILLS - 1, batch_size=8, augment=True, noise_std=0.1, lr_patience=1,
                 stop_patience=1000)
 ONE = dict(prior_epochs=0)  # stage
 
